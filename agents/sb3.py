@@ -1,0 +1,286 @@
+"""Stable-Baselines3's PPO, A2C, SAC, TD3 and DQN, with defaults for slow environments.
+
+An episode is a whole distillation, so samples are dear: rollouts are a few episodes, and many epochs are made over
+them. Policies are saved as safetensors and JSON, with their optimisers and, off policy, the replay buffer.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from kd_gym.agents.protocol import Array, Controller
+from kd_gym.envs.sb3 import SB3VecEnv
+
+_REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig:
+    """Settings of PPO and A2C."""
+
+    learning_rate: float = 1e-3
+    """step size of the policy's optimiser"""
+    gamma: float = 0.99
+    """discount of rewards per decision"""
+    gae_lambda: float = 0.95
+    """trade of bias for variance in advantages"""
+    entropy: float = 0.0
+    """weight of the entropy bonus"""
+    hidden: int = 64
+    """width of the two layers of policy and value network"""
+    rollout_episodes: int = 4
+    """episodes, over all students together, between two updates of the policy"""
+
+
+@dataclass(frozen=True)
+class PPOConfig(OnPolicyConfig):
+    """Settings of PPO."""
+
+    epochs: int = 10
+    """passes over each rollout"""
+    minibatches: int = 2
+    """parts of a rollout, each one optimiser step of a pass"""
+
+
+@dataclass(frozen=True)
+class OffPolicyConfig:
+    """Settings of SAC, TD3 and DQN."""
+
+    learning_rate: float = 1e-3
+    """step size of the optimisers"""
+    gamma: float = 0.99
+    """discount of rewards per decision"""
+    hidden: int = 64
+    """width of the two layers of each network"""
+    batch: int = 64
+    """transitions in a gradient step"""
+    buffer: int = 20_000
+    """transitions kept"""
+    warmup_episodes: int = 4
+    """episodes of random actions before learning starts"""
+
+
+class SB3Agent(Controller):
+    """A Stable-Baselines3 model as a controller."""
+
+    algorithm: ClassVar[Callable[..., BaseAlgorithm]]
+    learns = True
+
+    def __init__(self, env: gym.Env[Any, Any], *, seed: int = 0, config: Any = None, argument: str = "") -> None:
+        super().__init__(env, seed=seed, config=config, argument=argument)
+        self._spaces = _SpacesOnly(env.observation_space, env.action_space)
+        self.model = self._build(DummyVecEnv([lambda: self._spaces]), students=1)
+
+    def _arguments(self, students: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _build(self, env: Any, students: int) -> BaseAlgorithm:
+        return self.algorithm(
+            "MlpPolicy",
+            env,
+            seed=self.seed,
+            device="cpu",  # a policy of 64 x 64 is faster there, beside students on a GPU too
+            gamma=self.config.gamma,
+            learning_rate=self.config.learning_rate,
+            policy_kwargs={"net_arch": [self.config.hidden] * 2},
+            **self._arguments(students),
+        )
+
+    def predict(
+        self,
+        observation: Array,
+        state: tuple[Array, ...] | None = None,
+        episode_start: Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Array, tuple[Array, ...] | None]:
+        """The model's own `predict`."""
+        return self.model.predict(observation, state, episode_start, deterministic)
+
+    def learn(self, env: gym.vector.VectorEnv[Any, Any, Any], steps: int, folder: Path) -> None:
+        """Go on learning for so many decisions (all students together)."""
+        face = SB3VecEnv(env)
+        face.seed(self.seed + self.model.num_timesteps)
+        before, self.model = self.model, self._build(face, env.num_envs)
+        self._transfer(before)
+        self.model.set_logger(configure(str(folder), ["tensorboard"]))
+        self.model.learn(steps, reset_num_timesteps=False)
+
+    def _transfer(self, before: BaseAlgorithm) -> None:
+        """Take over what an earlier model has learnt: the new one was built for another number of students."""
+        self.model.set_parameters(before.get_parameters(), exact_match=True, device="cpu")  # type: ignore[arg-type]
+        for name in _variables(before):
+            _set(self.model, name, _get(before, name).detach())
+        self.model.num_timesteps = before.num_timesteps
+        old, new = getattr(before, "replay_buffer", None), getattr(self.model, "replay_buffer", None)
+        if old is not None and new is not None and (old.pos or old.full):
+            _fill_buffer(new, {name: getattr(old, name) for name in _REPLAY}, old.pos, old.full)
+
+    def save(self, folder: Path) -> None:
+        """`agent.safetensors` (networks, optimisers, replay buffer) and `agent.json` (settings, counters)."""
+        tree: dict[str, Any] = {"parameters": self.model.get_parameters()}
+        tree["variables"] = {name: _get(self.model, name).detach() for name in _variables(self.model)}
+        about: dict[str, Any] = {"config": asdict(self.config), "steps": self.model.num_timesteps}
+        buffer = getattr(self.model, "replay_buffer", None)
+        if buffer is not None:
+            end = buffer.buffer_size if buffer.full else buffer.pos
+            tree["replay"] = {n: torch.from_numpy(getattr(buffer, n)[:end].copy()) for n in _REPLAY}
+            about |= {"pos": buffer.pos, "full": buffer.full}
+        tensors: dict[str, torch.Tensor] = {}
+        about["tree"] = _flatten(tree, "", tensors)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "agent.safetensors")
+        (folder / "agent.json").write_text(json.dumps(about))
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; the settings are those of this object."""
+        about = json.loads((folder / "agent.json").read_text())
+        tree = _unflatten(about["tree"], load_file(folder / "agent.safetensors"))
+        replay = tree.get("replay")
+        if replay is not None and len(replay["rewards"]):
+            students = replay["rewards"].shape[1]
+            env = DummyVecEnv([lambda: self._spaces] * students)
+            self.model = self._build(env, students)
+            arrays = {name: value.numpy() for name, value in replay.items()}
+            _fill_buffer(self.model.replay_buffer, arrays, about["pos"], about["full"])  # type: ignore[attr-defined]
+        self.model.set_parameters(tree["parameters"], exact_match=True, device="cpu")
+        for name, value in tree["variables"].items():
+            _set(self.model, name, value)
+        self.model.num_timesteps = about["steps"]
+
+    @property
+    def flops(self) -> int:
+        """Two for each parameter of the networks that act."""
+        return 2 * sum(p.numel() for p in self.model.policy.parameters())
+
+
+class _SpacesOnly(gym.Env[Any, Any]):
+    """Spaces for a model that is built before there is an env to learn from."""
+
+    def __init__(self, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+class PPOAgent(SB3Agent):
+    """Proximal policy optimisation (Schulman et al., 2017): any action kind."""
+
+    algorithm = PPO
+    Config = PPOConfig
+
+    def _arguments(self, students: int) -> dict[str, Any]:
+        steps = self.recipe.decisions * max(1, self.config.rollout_episodes // students)
+        samples = steps * students
+        parts = self.config.minibatches if samples % self.config.minibatches == 0 else 1
+        return {
+            "n_steps": steps,
+            "batch_size": samples // parts,
+            "n_epochs": self.config.epochs,
+            "gae_lambda": self.config.gae_lambda,
+            "ent_coef": self.config.entropy,
+        }
+
+
+class A2CAgent(SB3Agent):
+    """Advantage actor-critic (Mnih et al., 2016): any action kind."""
+
+    algorithm = A2C
+    Config = OnPolicyConfig
+
+    def _arguments(self, students: int) -> dict[str, Any]:
+        steps = self.recipe.decisions * max(1, self.config.rollout_episodes // students)
+        return {"n_steps": steps, "gae_lambda": self.config.gae_lambda, "ent_coef": self.config.entropy}
+
+
+class _OffPolicyAgent(SB3Agent):
+    Config = OffPolicyConfig
+
+    def _arguments(self, students: int) -> dict[str, Any]:
+        decisions = self.recipe.decisions
+        return {
+            "batch_size": self.config.batch,
+            "buffer_size": self.config.buffer,
+            "learning_starts": decisions * self.config.warmup_episodes,
+            "train_freq": (decisions, "step"),
+            "gradient_steps": decisions * students,
+        }
+
+
+class SACAgent(_OffPolicyAgent):
+    """Soft actor-critic (Haarnoja et al., 2018): weights only."""
+
+    algorithm = SAC
+    actions = ("weights",)
+
+
+class TD3Agent(_OffPolicyAgent):
+    """Twin delayed DDPG (Fujimoto et al., 2018): weights only."""
+
+    algorithm = TD3
+    actions = ("weights",)
+
+
+class DQNAgent(_OffPolicyAgent):
+    """Deep Q-network (Mnih et al., 2015): one knowledge type at a time."""
+
+    algorithm = DQN
+    actions = ("choice",)
+
+
+# ---------------------------------------------------------------------- a model's state as tensors and JSON
+
+
+def _variables(model: BaseAlgorithm) -> list[str]:
+    """Names of trained tensors outside the modules (SAC's temperature)."""
+    return [name for name in model._get_torch_save_params()[1] if getattr(model, name, None) is not None]
+
+
+def _get(model: BaseAlgorithm, name: str) -> torch.Tensor:
+    value: torch.Tensor = getattr(model, name)
+    return value
+
+
+def _set(model: BaseAlgorithm, name: str, value: torch.Tensor) -> None:
+    with torch.no_grad():
+        _get(model, name).copy_(value)
+
+
+def _fill_buffer(buffer: Any, arrays: dict[str, np.ndarray[Any, Any]], pos: int, full: bool) -> None:
+    for name in _REPLAY:
+        target = getattr(buffer, name)
+        if target.shape[1:] != arrays[name].shape[1:]:
+            return  # another number of students: its rows do not fit, so learning starts from an empty buffer
+        target[: len(arrays[name])] = arrays[name]
+    buffer.pos, buffer.full = pos, full
+
+
+def _flatten(tree: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """The tree as JSON, in which tensors are replaced by their names in `tensors`."""
+    if isinstance(tree, torch.Tensor):
+        tensors[path] = tree.detach().clone().contiguous()
+        return {"tensor": path}
+    if isinstance(tree, dict):
+        return {"items": [[key, _flatten(value, f"{path}/{key}", tensors)] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return {"list": [_flatten(value, f"{path}/{i}", tensors) for i, value in enumerate(tree)]}
+    return {"value": tree}
+
+
+def _unflatten(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    kind, content = next(iter(tree.items()))
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "items":
+        return {key: _unflatten(value, tensors) for key, value in content}
+    if kind == "list":
+        return [_unflatten(value, tensors) for value in content]
+    return content

@@ -1,0 +1,170 @@
+"""Weights from and to Hugging Face BERT checkpoints, and the first weights of a student."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from kd_gym.backend.encoder import Architecture, Params, parameter_shapes
+from kd_gym.errors import KDGymError
+
+_EMBEDDINGS = {
+    "word": "embeddings.word_embeddings.weight",
+    "position": "embeddings.position_embeddings.weight",
+    "segment": "embeddings.token_type_embeddings.weight",
+    "norm.weight": "embeddings.LayerNorm.weight",
+    "norm.bias": "embeddings.LayerNorm.bias",
+}
+_LAYER = {
+    "out": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm2": "output.LayerNorm",
+}
+_QKV = ("query", "key", "value")
+
+
+def _hub_names(arch: Architecture) -> dict[str, list[str]]:
+    """Our name -> the checkpoint's names (without the `bert.` prefix) whose tensors stand under each other in it."""
+    names = {ours: [theirs] for ours, theirs in _EMBEDDINGS.items()}
+    for i in range(arch.layers):
+        for part in ("weight", "bias"):
+            names[f"{i}.qkv.{part}"] = [f"encoder.layer.{i}.attention.self.{x}.{part}" for x in _QKV]
+            names |= {f"{i}.{a}.{part}": [f"encoder.layer.{i}.{b}.{part}"] for a, b in _LAYER.items()}
+    return names | {f"pooler.{part}": [f"pooler.dense.{part}"] for part in ("weight", "bias")}
+
+
+def load_bert(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
+    """The architecture and parameters (one student, no leading axis) of a BERT checkpoint folder.
+
+    Parameters that the checkpoint lacks (a classifier, a pooler) are left out.
+
+    Raises:
+        KDGymError: the checkpoint is not of the BERT family.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") != "bert":
+        raise KDGymError(f"{folder.name}: a student needs a BERT checkpoint, this one is {config.get('model_type')!r}")
+    found = load_file(folder / "model.safetensors")
+    tensors = {name.removeprefix("bert."): value.float() for name, value in found.items()}
+    arch = Architecture(
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        intermediate=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        classes=len(tensors.get("classifier.bias", (0, 0))),
+        positions=config["max_position_embeddings"],
+        segments=config["type_vocab_size"],
+        eps=config["layer_norm_eps"],
+    )
+    names = _hub_names(arch) | {k: [k] for k in ("classifier.weight", "classifier.bias")}
+    params = {ours: torch.cat([tensors[t] for t in theirs]) for ours, theirs in names.items() if theirs[0] in tensors}
+    return arch, params
+
+
+def hub_config(arch: Architecture, labels: tuple[str, ...]) -> dict[str, Any]:
+    """The `config.json` of a student."""
+    return {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "num_hidden_layers": arch.layers,
+        "hidden_size": arch.hidden,
+        "num_attention_heads": arch.heads,
+        "intermediate_size": arch.intermediate,
+        "vocab_size": arch.vocabulary,
+        "max_position_embeddings": arch.positions,
+        "type_vocab_size": arch.segments,
+        "layer_norm_eps": arch.eps,
+        "hidden_act": "gelu",
+        "pad_token_id": 0,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+@dataclass(frozen=True)
+class StudentInit:
+    """Where students start: what all seeds share, under the full vocabulary, and what each seed draws.
+
+    `shared` are parameters taken from the default teacher: embeddings, projected on their first principal directions
+    (of the task's vocabulary) where the student is narrower; layers and pooler too where it is as wide (student layer
+    i from teacher layer (i + 1) * L / l). The rest is drawn from the seed, the classifier always.
+    """
+
+    arch: Architecture
+    shared: dict[str, Tensor]
+    vocabulary: Tensor
+
+    @classmethod
+    def of(cls, teacher: Path, student: Architecture, vocabulary: Tensor) -> "StudentInit":
+        """The start of students of this shape; its vocabulary is cut down to `vocabulary` (ids in rising order)."""
+        base, params = load_bert(teacher)
+        arch = replace(
+            student,
+            vocabulary=len(vocabulary),
+            positions=base.positions,
+            segments=base.segments,
+            eps=base.eps,
+        )
+        if arch.hidden > base.hidden or arch.layers > base.layers:
+            raise KDGymError(f"a student of {arch.layers} x {arch.hidden} is larger than its teacher")
+        if arch.hidden < base.hidden:
+            used = params["word"][vocabulary].double()
+            _, directions = torch.linalg.eigh((used - used.mean(0)).T @ (used - used.mean(0)))
+            top = directions.flip(1)[:, : arch.hidden].float()
+            top = top * torch.where(top.sum(0) < 0, -1.0, 1.0)  # eigenvectors come with either sign
+            shared = {k: params[k] @ top for k in ("position", "segment")} | {
+                "word": (params["word"] - params["word"].mean(0)) @ top
+            }
+        else:
+            shared = {k: v for k, v in params.items() if not k[0].isdigit() and "classifier" not in k}
+            for i in range(arch.layers):
+                taken = (i + 1) * base.layers // arch.layers - 1
+                head = f"{taken}."
+                shared |= {f"{i}.{k[len(head) :]}": v for k, v in params.items() if k.startswith(head)}
+        return cls(arch, shared, vocabulary)
+
+    def draw(self, seed: int) -> dict[str, Tensor]:
+        """The first parameters of the student of this seed (no leading axis), under the trimmed vocabulary."""
+        random = torch.Generator().manual_seed(seed)
+        params = {}
+        for name, shape in parameter_shapes(self.arch).items():
+            if name == "word":
+                params[name] = self.shared[name][self.vocabulary]
+            elif name in self.shared:
+                params[name] = self.shared[name]
+            elif name.endswith("bias"):
+                params[name] = torch.zeros(shape)
+            elif "norm" in name:
+                params[name] = torch.ones(shape)
+            else:
+                params[name] = torch.randn(shape, generator=random) * shape[-1] ** -0.5
+        return params
+
+    def export(
+        self, p: Params, index: int, folder: Path, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
+    ) -> None:
+        """Write student `index` as a Hugging Face checkpoint under the full vocabulary.
+
+        Word pieces that stand in no split keep the embeddings they started with.
+        """
+        one = {name: p[name][index].detach().cpu().float() for name in parameter_shapes(self.arch)}
+        word = self.shared["word"].clone()
+        word[self.vocabulary] = one["word"]
+        one["word"] = word
+        tensors = {k: one[k] for k in ("classifier.weight", "classifier.bias")}
+        for ours, theirs in _hub_names(self.arch).items():
+            parts = one[ours].chunk(len(theirs))
+            tensors |= {f"bert.{name}": part.contiguous() for name, part in zip(theirs, parts, strict=True)}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config = hub_config(replace(self.arch, vocabulary=len(word)), labels)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        tokenizer.save_pretrained(folder)

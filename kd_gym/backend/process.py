@@ -1,0 +1,377 @@
+"""The distillation process: N students in lockstep under the control of somebody else."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kd_gym.backend.checkpoint import StudentInit
+from kd_gym.backend.encoder import Attention, Encoded, Params, encode, forward_flops, parameter_shapes
+from kd_gym.backend.knowledge import KNOWLEDGE, Batch, KnowledgeType, TeacherBatch
+from kd_gym.backend.optim import AdamWState, adamw_step, gradient_norms
+from kd_gym.backend.state import Context, State
+from kd_gym.backend.store import TeacherStore
+from kd_gym.errors import KDGymError
+from kd_gym.tasks.batches import Buckets, RowStream, flip_labels
+from kd_gym.tasks.tokens import Tokens, TokenSplit
+
+MIN_SCALE = 1e-3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How students are trained, whatever the control: a part of what an id means.
+
+    Attributes:
+        knowledge: the names of the knowledge types, in the order of the control.
+        horizon: updates of one episode; the learning rate warms up over a tenth of it and falls to 0 at its end.
+        scale_batches: how many batches after reset measure the losses' scales.
+    """
+
+    knowledge: tuple[str, ...] = ("hard", "response", "feature", "relation")
+    horizon: int = 150
+    batch: int = 32
+    learning_rate: float = 1e-3
+    tau: float = 2.0
+    decay: float = 0.01
+    clip: float = 1.0
+    scale_batches: int = 4
+    data_key: int = 0
+    attention: Attention = "fused"
+
+
+class Control(NamedTuple):
+    """What one decision sets, each student's own: knowledge weights [N, K], which sum to 1; teacher weights [N, M] or
+    [N, B, M], which sum to 1 over teachers; sample weights [N, B], of mean 1. None is uniform.
+    """
+
+    knowledge: Tensor
+    teachers: Tensor | None = None
+    samples: Tensor | None = None
+
+
+class Forward(NamedTuple):
+    """One forward pass of n students: every knowledge loss of every sample from every teacher [n, K, M, B], what it was
+    made of, the labels as the students see them [n, B], and the padded width.
+    """
+
+    losses: Tensor
+    encoded: Encoded
+    teachers: list[TeacherBatch]
+    labels: Tensor
+    width: int
+
+
+class Trace(NamedTuple):
+    """Means over the updates of one `advance`, each [N]; `losses` [N, K] before weights and scales."""
+
+    losses: Tensor
+    gradient_norm: Tensor
+    entropy: Tensor
+    agreement: Tensor
+    teacher_accuracy: Tensor
+
+
+class Evaluation(NamedTuple):
+    """What students make of a fixed set of rows: cross-entropy and accuracy [N], predicted classes [N, rows]."""
+
+    cross_entropy: Tensor
+    accuracy: Tensor
+    predictions: Tensor
+
+
+@dataclass
+class Cost:
+    """What was spent: FLOPs of each student since its reset [N], and seconds of all together, by part."""
+
+    student: NDArray[np.int64]
+    evaluation: NDArray[np.int64]
+    seconds: dict[str, float] = field(default_factory=lambda: {"student": 0.0, "evaluation": 0.0})
+
+    @property
+    def flops(self) -> NDArray[np.int64]:
+        """Both parts together."""
+        return self.student + self.evaluation
+
+
+@torch.no_grad()
+def _trace(batch: Forward, norms: Tensor) -> Trace:
+    log_p = batch.encoded.logits.log_softmax(-1)
+    said = torch.stack([teacher.logits.argmax(-1) for teacher in batch.teachers], 1)  # [N, M, B]
+    return Trace(
+        batch.losses.mean((2, 3)),
+        norms,
+        -(log_p.exp() * log_p).sum(-1).mean(-1),
+        (said == batch.encoded.logits.argmax(-1).unsqueeze(1)).float().mean((1, 2)),
+        (said == batch.labels.unsqueeze(1)).float().mean((1, 2)),
+    )
+
+
+class DistillationProcess:
+    """N students, each with a seed, a context and a place in its own run, trained together.
+
+    Args:
+        train: the rows they learn from.
+        teachers: sets of M stored teachers over `train`, by the name that a context gives.
+        init: where students start.
+        recipe: how they are trained.
+        students: N.
+        device: where they live.
+        dtype: of parameters and losses.
+
+    Nothing here knows of rewards or agents, and nothing draws from a global generator.
+    """
+
+    def __init__(
+        self,
+        train: TokenSplit,
+        teachers: Mapping[str, Sequence[TeacherStore]],
+        init: StudentInit,
+        recipe: Recipe,
+        students: int = 1,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.device = device or torch.device("cpu")
+        self.train = train.to(self.device)
+        self.teachers = teachers
+        self.init = init
+        self.recipe = recipe
+        self.students = students
+        self.dtype = dtype
+        self.knowledge: list[KnowledgeType] = [KNOWLEDGE.get(name) for name in recipe.knowledge]
+        self.buckets = Buckets(train.length, recipe.batch, recipe.data_key)
+        first = next(iter(teachers.values()))
+        if any(len(group) != len(first) for group in teachers.values()):
+            raise KDGymError("all teacher sets of a process must have the same number of teachers")
+        self.m = len(first)
+        self.layer_map = [
+            torch.tensor([(i + 1) * t.layers // init.arch.layers - 1 for i in range(init.arch.layers)]) for t in first
+        ]
+        self.params: Params = {
+            name: torch.zeros(students, *shape, dtype=dtype, device=self.device).requires_grad_()
+            for name, shape in (parameter_shapes(init.arch) | self._head_shapes(first)).items()
+        }
+        self.adam = AdamWState.zeros(self.params)
+        self.update = torch.zeros(students, dtype=torch.long)
+        self.failed = torch.zeros(students, dtype=torch.bool)
+        self.scale = torch.ones(students, len(self.knowledge), self.m, dtype=dtype, device=self.device)
+        self.cost = Cost(np.zeros(students, np.int64), np.zeros(students, np.int64))
+        self.seeds = [0] * students
+        self.contexts = [Context()] * students
+        self._streams: list[RowStream] = [None] * students  # type: ignore[list-item]
+        self.labels = self.train.labels.expand(students, -1).clone()
+
+    def _head_shapes(self, teachers: Sequence[TeacherStore]) -> dict[str, tuple[int, ...]]:
+        return {
+            f"head.{k.name}.{m}.{name}": shape
+            for k in self.knowledge
+            for m, teacher in enumerate(teachers)
+            for name, shape in k.heads(self.init.arch, teacher.width).items()
+        }
+
+    # ------------------------------------------------------------------ where students start
+
+    def _identify(self, slot: int, seed: int, context: Context) -> None:
+        """Set who a student is, and what follows from it: its rows and its labels."""
+        if context.teachers not in self.teachers:
+            raise KDGymError(f"context {context.name!r} wants teachers {context.teachers!r}, which are not loaded")
+        self.seeds[slot], self.contexts[slot] = seed, context
+        self._streams[slot] = RowStream(self.buckets, seed, context.train_share)
+        self.labels[slot] = flip_labels(self.train.labels, self.init.arch.classes, context.label_noise, seed)
+
+    @torch.no_grad()
+    def reset(self, seeds: Sequence[int], contexts: Sequence[Context], slots: Sequence[int] | None = None) -> None:
+        """Start new runs in these slots (all by default): weights, data order and noise follow from seed and context.
+
+        Then the scale of each knowledge loss is measured on the first batches, once, and frozen.
+        """
+        chosen = list(range(self.students)) if slots is None else list(slots)
+        for slot, seed, context in zip(chosen, seeds, contexts, strict=True):
+            self._identify(slot, seed, context)
+            random = torch.Generator().manual_seed(seed + (1 << 40))  # another stream than the student's own
+            start = self.init.draw(seed)
+            for name, value in self.params.items():
+                if name in start:
+                    value[slot] = start[name].to(value)
+                else:
+                    value[slot] = (torch.randn(value.shape[1:], generator=random) * value.shape[-2] ** -0.5).to(value)
+                self.adam.mean[name][slot] = 0
+                self.adam.square[name][slot] = 0
+            self.adam.step[slot] = 0
+            self.update[slot] = 0
+            self.failed[slot] = False
+            self.cost.student[slot] = self.cost.evaluation[slot] = 0
+        at = torch.tensor(chosen)
+        params = {name: value[at.to(self.device)] for name, value in self.params.items()}
+        measured = []
+        for offset in range(self.recipe.scale_batches):
+            batch = self._forward(params, chosen, offset)
+            measured.append(batch.losses.mean(-1))
+            self.cost.student[chosen] += self._flops(batch.width) // 3
+        self.scale[at.to(self.device)] = torch.stack(measured).mean(0).clamp_(min=MIN_SCALE)
+
+    # ------------------------------------------------------------------ the loss
+
+    def _flops(self, width: int) -> int:
+        """One update of one student: the backward pass costs two forward passes."""
+        return 3 * forward_flops(self.init.arch, self.recipe.batch, width)
+
+    def _rows(self, slots: Sequence[int], offset: int = 0) -> tuple[Tensor, int]:
+        """The rows [n, B] that these students train on `offset` updates from now, and their common width."""
+        drawn = [self._streams[slot].rows(int(self.update[slot]) + offset) for slot in slots]
+        rows = torch.from_numpy(np.stack([rows for rows, _ in drawn])).to(self.device)
+        return rows, max(width for _, width in drawn)
+
+    def _teach(self, slots: Sequence[int], rows: Tensor) -> list[TeacherBatch]:
+        """What each of the M teachers of each student says of its rows."""
+        groups: dict[str, list[int]] = {}
+        for place, slot in enumerate(slots):
+            groups.setdefault(self.contexts[slot].teachers, []).append(place)
+        said = []
+        for m in range(self.m):
+            parts = [self.teachers[name][m].get(rows[places], self.layer_map[m]) for name, places in groups.items()]
+            order = torch.tensor([p for places in groups.values() for p in places]).argsort().to(self.device)
+            said.append(TeacherBatch(*(torch.cat(field)[order].to(self.dtype) for field in zip(*parts, strict=True))))
+        return said
+
+    def _forward(self, params: Params, slots: Sequence[int], offset: int = 0) -> Forward:
+        """The losses of these students (with these parameters) on the batch `offset` updates from now."""
+        rows, width = self._rows(slots, offset)
+        labels = self.labels[torch.tensor(slots, device=self.device).unsqueeze(1), rows]
+        encoded = encode(params, self.init.arch, self.train.batch(rows, width), self.recipe.attention)
+        teachers = self._teach(slots, rows)
+        losses = []
+        for k in self.knowledge:
+            per_teacher = []
+            for m, teacher in enumerate(teachers if k.reads else teachers[:1]):
+                prefix = f"head.{k.name}.{m}."
+                heads = {name[len(prefix) :]: v for name, v in params.items() if name.startswith(prefix)}
+                per_teacher.append(k.loss(Batch(encoded, teacher, labels, heads, self.recipe.tau)))
+            losses.append(torch.stack(per_teacher, 1).expand(-1, self.m, -1))
+        return Forward(torch.stack(losses, 1), encoded, teachers, labels, width)
+
+    def _weights(self, control: Control) -> Tensor:
+        """The factor of every loss of every sample [N, K, M, B or 1]: w_k t_m s_i / c_km."""
+        weights = control.knowledge.to(self.scale)[:, :, None, None] / self.scale.unsqueeze(-1)
+        if control.teachers is None:
+            weights = weights / self.m
+        elif control.teachers.dim() == 2:
+            weights = weights * control.teachers.to(weights)[:, None, :, None]
+        else:
+            weights = weights * control.teachers.to(weights).mT.unsqueeze(1)
+        return weights if control.samples is None else weights * control.samples.to(weights)[:, None, None]
+
+    # ------------------------------------------------------------------ training and evaluation
+
+    def learning_rate(self) -> Tensor:
+        """Each student's learning rate at its next update [N]."""
+        horizon = self.recipe.horizon
+        warm = max(1, horizon // 10)
+        factor = torch.minimum((self.update + 1) / warm, (horizon - self.update) / max(1, horizon - warm))
+        rates = torch.tensor([context.rate for context in self.contexts])
+        return self.recipe.learning_rate * rates * factor.clamp(min=0.0)
+
+    def advance(self, control: Control, updates: int) -> Trace:
+        """Train every student for so many updates under one control.
+
+        A student whose loss or gradient is not finite is marked in `failed` [N] and stays as it was before.
+        """
+        begin = time.perf_counter()
+        slots = range(self.students)
+        weights = self._weights(control)
+        sums: list[Trace] = []
+        for _ in range(updates):
+            batch = self._forward(self.params, slots)
+            total = (weights * batch.losses).sum((1, 2)).mean(-1)
+            gradients = dict(
+                zip(
+                    self.params,
+                    torch.autograd.grad(total.sum(), list(self.params.values()), materialize_grads=True),
+                    strict=True,
+                )
+            )
+            norms = torch.where(total.detach().isfinite(), gradient_norms(gradients), torch.nan)
+            self.failed |= ~norms.isfinite().cpu()
+            norms = torch.where(self.failed.to(norms.device), torch.nan, norms)
+            rate = self.learning_rate()
+            adamw_step(self.params, gradients, self.adam, rate, norms, self.recipe.clip, self.recipe.decay)
+            self.update += 1
+            self.cost.student += self._flops(batch.width)
+            sums.append(_trace(batch, norms))
+        self.cost.seconds["student"] += time.perf_counter() - begin
+        return Trace(*(torch.stack(column).mean(0).float().cpu() for column in zip(*sums, strict=True)))
+
+    @torch.no_grad()
+    def peek(self) -> tuple[Tensor, Tensor]:
+        """Mean last-layer [CLS] of the batch that is trained on next: the students' [N, H] and teacher 0's [N, H_t]."""
+        begin = time.perf_counter()
+        batch = self._forward(self.params, range(self.students))
+        self.cost.student += self._flops(batch.width) // 3
+        self.cost.seconds["student"] += time.perf_counter() - begin
+        return batch.encoded.cls[:, -1].mean(1).float(), batch.teachers[0].cls[:, -1].mean(1).float()
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[tuple[Tokens, Tensor]]) -> Evaluation:
+        """All students on the same rows (`TokenSplit.batches` of a split), without gradients."""
+        begin = time.perf_counter()
+        loss, predictions, labels = [], [], []
+        for tokens, target in batches:
+            logits = encode(self.params, self.init.arch, tokens, self.recipe.attention).logits
+            flat = F.cross_entropy(logits.flatten(0, 1), target.repeat(self.students), reduction="none")
+            loss.append(flat.view(self.students, -1))
+            predictions.append(logits.argmax(-1))
+            labels.append(target)
+            self.cost.evaluation += forward_flops(self.init.arch, *tokens.ids.shape[-2:])
+        predicted = torch.cat(predictions, 1)
+        right = (predicted == torch.cat(labels)).float().mean(1)
+        self.cost.seconds["evaluation"] += time.perf_counter() - begin
+        return Evaluation(torch.cat(loss, 1).mean(1).float().cpu(), right.cpu(), predicted.cpu())
+
+    # ------------------------------------------------------------------ states
+
+    def snapshot(self, slots: Sequence[int] | None = None) -> State:
+        """A copy of these students' states (all by default), from which their runs go on bit by bit."""
+        chosen = list(range(self.students)) if slots is None else list(slots)
+        at = torch.tensor(chosen)
+        tensors: dict[str, Tensor] = {}
+        for kind, group in (("param", self.params), ("mean", self.adam.mean), ("square", self.adam.square)):
+            tensors |= {f"{kind}.{name}": value.detach()[at.to(self.device)].cpu() for name, value in group.items()}
+        tensors |= {"step": self.adam.step[at], "update": self.update[at], "failed": self.failed[at]}
+        tensors |= {"scale": self.scale[at.to(self.device)].cpu()}
+        tensors["flops"] = torch.from_numpy(np.stack([self.cost.student, self.cost.evaluation], 1))[at]
+        return State(tensors, [self.seeds[i] for i in chosen], [self.contexts[i] for i in chosen])
+
+    @torch.no_grad()
+    def restore(self, state: State, slots: Sequence[int] | None = None) -> None:
+        """Put a snapshot's students into these slots (all by default)."""
+        chosen = list(range(self.students)) if slots is None else list(slots)
+        for slot, seed, context in zip(chosen, state.seeds, state.contexts, strict=True):
+            self._identify(slot, seed, context)
+        at = torch.tensor(chosen)
+        for kind, group in (("param", self.params), ("mean", self.adam.mean), ("square", self.adam.square)):
+            for name, value in group.items():
+                value[at.to(self.device)] = state.tensors[f"{kind}.{name}"].to(value)
+        self.adam.step[at] = state.tensors["step"]
+        self.update[at] = state.tensors["update"]
+        self.failed[at] = state.tensors["failed"]
+        self.scale[at.to(self.device)] = state.tensors["scale"].to(self.scale)
+        self.cost.student[chosen], self.cost.evaluation[chosen] = state.tensors["flops"].numpy().T
+
+    def fork(self, slots: Sequence[int] | None = None) -> "DistillationProcess":
+        """A new process that holds copies of these students (all by default; one may be named several times).
+
+        It shares the data and the stores; what happens in it never reaches this one.
+        """
+        state = self.snapshot(slots)
+        other = DistillationProcess(
+            self.train, self.teachers, self.init, self.recipe, len(state.seeds), self.device, self.dtype
+        )
+        other.restore(state)
+        return other

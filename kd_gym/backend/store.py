@@ -1,0 +1,115 @@
+"""The teacher store: what a frozen teacher says of every row of a split, looked up by row number."""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_gym.backend.knowledge import TeacherBatch
+from kd_gym.backend.teacher import Progress, load_teacher, teacher_inputs
+from kd_gym.errors import KDGymError
+from kd_gym.files import build_once, cache_dir, digest, file_digest, write_json
+from kd_gym.tasks.data import TaskData
+
+_LAST_TOKEN = ("xlnet",)  # families whose summary token is the last one
+
+
+@dataclass(frozen=True)
+class TeacherStore:
+    """Logits [rows, C] and the summary state of every layer [rows, L, H] of one teacher, memory-mapped.
+
+    `key` names all that the numbers depend on: weights, tokenizer, data, split, length and dtype.
+    """
+
+    logits: Tensor
+    cls: Tensor
+    key: dict[str, str]
+
+    @property
+    def width(self) -> int:
+        """The teacher's hidden size."""
+        return self.cls.shape[-1]
+
+    @property
+    def layers(self) -> int:
+        """The number of layers."""
+        return self.cls.shape[1]
+
+    def get(self, rows: Tensor, layers: Tensor) -> TeacherBatch:
+        """What the teacher says of rows [N, B]: logits [N, B, C] and the states of these layers [N, l, B, H]."""
+        flat = rows.flatten().cpu()
+        logits = self.logits[flat].view(*rows.shape, -1)
+        cls = self.cls[flat.unsqueeze(1), layers].view(*rows.shape, len(layers), -1)
+        return TeacherBatch(logits.to(rows.device), cls.to(rows.device).float().transpose(1, 2))
+
+    def check(self, key: dict[str, str]) -> None:
+        """Raise unless the store was made of just this."""
+        for part, value in key.items():
+            if self.key.get(part) != value:
+                raise KDGymError(
+                    f"this teacher store belongs to another {part}: it has {self.key.get(part)}, {value} is needed; "
+                    "run `kd-gym prepare` for this id"
+                )
+
+
+@torch.inference_mode()
+def _fill(teacher: Path, data: TaskData, split: str, device: torch.device, progress: Progress, folder: Path) -> None:
+    model = load_teacher(teacher, device).eval()
+    rows = data.split(split).to(device)
+    config = model.config
+    place = -1 if config.model_type in _LAST_TOKEN else 0
+    if config.num_labels != data.classes:
+        raise KDGymError(f"teacher {teacher} has {config.num_labels} classes, task {data.task.name} has {data.classes}")
+    shape = (len(rows), config.num_hidden_layers, config.hidden_size)
+    logits = np.lib.format.open_memmap(folder / "logits.npy", "w+", np.float32, (len(rows), data.classes))
+    cls = np.lib.format.open_memmap(folder / "cls.npy", "w+", np.float16, shape)
+    done = 0
+    for chosen in rows.by_length().split(64):
+        output = model(**teacher_inputs(rows.batch(chosen), data), output_hidden_states=True)
+        logits[chosen.cpu()] = output.logits.float().cpu()
+        states = torch.stack([state[:, place] for state in output.hidden_states[1:]], dim=1)
+        cls[chosen.cpu()] = states.half().cpu()
+        done += len(chosen)
+        progress(f"teacher {teacher.parent.name}: storing its outputs", done, len(rows))
+    logits.flush()
+    cls.flush()
+
+
+def store_key(teacher: Path, data: TaskData, split: str) -> dict[str, str]:
+    """All that a store's numbers depend on."""
+    return {
+        "weights": file_digest(teacher / "model.safetensors"),
+        "tokenizer": data.tokenizer_hash,
+        "data": data.fingerprint,
+        "split": split,
+        "length": str(data.task.max_length),
+        "dtype": "float32 logits, float16 states",
+    }
+
+
+def teacher_store(teacher: Path, data: TaskData, split: str, device: torch.device, progress: Progress) -> TeacherStore:
+    """The store of a teacher checkpoint over a split, from the cache or filled now."""
+    key = store_key(teacher, data, split)
+
+    def build(folder: Path) -> None:
+        _fill(teacher, data, split, device, progress, folder)
+        write_json(folder / "key.json", key)
+
+    folder = build_once(cache_dir() / "stores" / f"{data.task.name}-{digest(key)}", build)
+    return open_store(folder, key)
+
+
+def open_store(folder: Path, key: dict[str, str]) -> TeacherStore:
+    """Map a store into memory; `KDGymError` if it belongs to another teacher, tokenizer or data."""
+    load = functools.partial(np.load, mmap_mode="c")  # copy-on-write: torch takes no read-only arrays
+    store = TeacherStore(
+        torch.from_numpy(load(folder / "logits.npy")),
+        torch.from_numpy(load(folder / "cls.npy")),
+        json.loads((folder / "key.json").read_text()),
+    )
+    store.check(key)
+    return store

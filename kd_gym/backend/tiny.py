@@ -1,0 +1,100 @@
+"""Tiny random models and generated text behind the same interfaces: whole environments in milliseconds, for tests."""
+
+import functools
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from kd_gym.backend.checkpoint import StudentInit
+from kd_gym.backend.encoder import Architecture
+from kd_gym.backend.store import TeacherStore
+from kd_gym.files import digest
+from kd_gym.tasks.data import TaskData, build_data
+from kd_gym.tasks.readers import Rows
+from kd_gym.tasks.sources import Source
+from kd_gym.tasks.task import TASKS, Task
+
+_WORDS = [f"{a}{b}" for a in ("ba", "de", "ki", "lo", "mu", "re", "sa", "to") for b in ("n", "r", "s", "l", "m", "x")]
+_LAYERS, _WIDTH = 3, 24  # of the pretended teacher
+
+
+@functools.cache
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-piece tokenizer of BERT's form over the made-up words."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate([*special, *_WORDS])}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def _generate(task: Task, count: int, seed: int) -> Rows:
+    """Texts in which the words of a class are more frequent than those of others."""
+    random = np.random.default_rng([seed, int(digest(task.name)[:8], 16)])
+    classes = len(task.labels)
+    rows = Rows()
+    for _ in range(count):
+        label = int(random.integers(classes))
+        likely = np.where(np.arange(len(_WORDS)) % classes == label, 4.0, 1.0)
+        texts = tuple(
+            " ".join(random.choice(_WORDS, size=random.integers(3, 12), p=likely / likely.sum())) for _ in task.text
+        )
+        rows.texts.append(texts)
+        rows.labels.append(label)
+    return rows
+
+
+@functools.cache
+def tiny_data(name: str | None) -> TaskData:
+    """Generated splits of a task's form (None: three classes of single texts)."""
+    task: Task = TASKS.get(name) if name else Task("Own", ("text",), ("a", "b", "c"))
+    source = Source(task, _generate(task, 700, 0), _generate(task, 60, 1), "tiny:generated")
+    return build_data(source, tiny_tokenizer(), None)
+
+
+def tiny_init(data: TaskData) -> StudentInit:
+    """Students of 2 layers x 16, all but the embeddings drawn from the seed."""
+    arch = Architecture(2, 16, 2, 32, len(data.vocabulary), data.classes, positions=64)
+    random = torch.Generator().manual_seed(0)
+    full = len(tiny_tokenizer())
+    shared = {
+        name: torch.randn(rows, 16, generator=random) * 0.1
+        for name, rows in (("word", full), ("position", 64), ("segment", 2))
+    }
+    return StudentInit(arch, shared, data.vocabulary)
+
+
+@functools.cache
+def _tiny_store(task: str, labels: tuple[int, ...], classes: int, name: str) -> TeacherStore:
+    right = {"full": 0.95, "early": 0.7}.get(name, 0.5)
+    random = np.random.default_rng([1, int(digest(task, name)[:8], 16)])
+    said = np.where(random.random(len(labels)) < right, labels, random.integers(classes, size=len(labels)))
+    logits = 3 * np.eye(classes)[said] + random.normal(size=(len(labels), classes)) / 2
+    mix = random.normal(size=(_LAYERS, classes, _WIDTH))
+    cls = np.einsum("rc,lcw->rlw", logits, mix) + random.normal(size=(len(labels), _LAYERS, _WIDTH))
+    return TeacherStore(
+        torch.from_numpy(logits).float(),
+        torch.from_numpy(cls).half(),
+        {"weights": f"tiny-{name}", "split": "train"},
+    )
+
+
+def tiny_store(data: TaskData, name: str) -> TeacherStore:
+    """A pretended teacher over `train`: right on 95 % (`early`: 70 %) of the rows, states that follow its logits."""
+    labels = tuple(data.split("train").labels.tolist())
+    return _tiny_store(data.task.name, labels, data.classes, name)

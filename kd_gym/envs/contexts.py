@@ -1,0 +1,42 @@
+"""The published contexts: what may differ between episodes without the controller being told.
+
+`train` contexts are for learning; `held-out` ones are never seen in training and test whether a controller adapts.
+"""
+
+import numpy as np
+
+from kd_gym.backend.state import Context
+from kd_gym.plugins import nearest
+
+DEFAULT = Context()
+TRAIN = (
+    DEFAULT,
+    Context("noise-30", label_noise=0.3),
+    Context("noise-40", label_noise=0.4),
+    Context("wrong-teacher", teachers="flipped"),
+    Context("early-teacher", teachers="early"),
+    Context("share-10", train_share=0.1),
+)
+HELD_OUT = (
+    Context("noise-20-slow", label_noise=0.2, rate=0.5),
+    Context("wrong-teacher-share-25", teachers="flipped", train_share=0.25),
+    Context("early-teacher-noise-20", teachers="early", label_noise=0.2),
+    Context("share-5", train_share=0.05),
+)
+SETS: dict[str, tuple[Context, ...]] = {"default": (DEFAULT,), "train": TRAIN, "held-out": HELD_OUT}
+SETS |= {c.name: (c,) for c in (*TRAIN[1:], *HELD_OUT)}
+
+_STREAM = 7  # of the episode seed: which context is drawn
+
+
+def context_set(name: str) -> tuple[Context, ...]:
+    """The contexts of `default`, `train`, `held-out`, or one by its own name."""
+    if name not in SETS:
+        raise nearest("context", name, SETS)
+    return SETS[name]
+
+
+def draw_context(name: str, seed: int) -> Context:
+    """The context of the episode with this seed."""
+    contexts = context_set(name)
+    return contexts[int(np.random.default_rng([seed, _STREAM]).integers(len(contexts)))]

@@ -1,0 +1,239 @@
+"""Gymnasium's two faces of the same episodes: one env, and many students on one device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from kd_gym.envs import observation
+from kd_gym.envs.episodes import EpisodeConfig, Episodes
+from kd_gym.envs.lab import Lab, open_lab
+from kd_gym.envs.recipes import Backend, EnvRecipe
+from kd_gym.envs.render import ansi_line, weights_image
+from kd_gym.errors import KDGymError
+
+TRAIN_SEEDS = 1_000_000_000  # seeds drawn by an env lie below; the scorer's lie above
+RENDER_MODES = ["ansi", "rgb_array"]
+
+Info = dict[str, Any]
+
+
+class Family:
+    """What an env family adds: the space of its actions and what they set. One object serves N students."""
+
+    def __init__(self, recipe: EnvRecipe) -> None:
+        self.recipe = recipe
+
+    @property
+    def action_space(self) -> spaces.Space[Any]:
+        """The space of one student's action."""
+        raise NotImplementedError
+
+    def weights(self, actions: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Knowledge weights [N, K] of a batch of actions, and whose selection is empty [N]."""
+        raise NotImplementedError
+
+
+def checked(space: spaces.Space[Any], action: Any) -> Any:
+    """The action as the space's own type; `KDGymError` unless it is an element."""
+    if isinstance(space, spaces.Box):
+        action = np.asarray(action, space.dtype)
+    elif isinstance(space, spaces.Discrete):
+        action = np.int64(action) if np.ndim(action) == 0 else action
+    else:
+        action = np.asarray(action)
+    if not space.contains(action):
+        raise KDGymError(f"action {np.array2string(np.asarray(action), threshold=12)} is not an element of {space}")
+    return action
+
+
+def _episodes(
+    recipe: EnvRecipe, count: int, config: EpisodeConfig, data: str, device: str, backend: Backend
+) -> Episodes:
+    return Episodes(open_lab(recipe, data, device, backend), count, config)
+
+
+class DistillationEnv(gym.Env[observation.Array, Any]):
+    """One student: Gymnasium's ordinary API over `Episodes` of one."""
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's own form)
+        "render_modes": RENDER_MODES,
+        "render_fps": 4,
+    }
+
+    def __init__(
+        self,
+        family: Family,
+        config: EpisodeConfig,
+        data: str,
+        device: str,
+        backend: Backend,
+        render_mode: str | None,
+    ) -> None:
+        self.family = family
+        self.episodes = _episodes(family.recipe, 1, config, data, device, backend)
+        self.action_space = family.action_space
+        self.observation_space = observation.space(self.episodes.features)  # type: ignore[assignment]
+        self.render_mode = render_mode
+        self._history: list[NDArray[np.float64]] = []
+        self._running = False
+
+    @property
+    def lab(self) -> Lab:
+        """The data, teachers and starts behind this env."""
+        return self.episodes.lab
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """FLOPs and seconds of the running episode's parts; seconds are measured, so they are not in `info`."""
+        cost = self.episodes.process.cost
+        return {
+            "student_flops": float(cost.student[0]),
+            "evaluation_flops": float(cost.evaluation[0]),
+            **{f"{part}_seconds": seconds for part, seconds in cost.seconds.items()},
+        }
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[observation.Array, Info]:
+        """Start the episode of this seed; without one, of a seed drawn by the env (`info["episode_seed"]`)."""
+        super().reset(seed=seed)
+        episode = int(self.np_random.integers(TRAIN_SEEDS)) if seed is None else seed
+        self.episodes.begin([0], [episode])
+        self._history = []
+        self._running = True
+        return self.episodes.observe()[0], self.episodes.info(0)
+
+    def step(self, action: Any) -> tuple[observation.Array, float, bool, bool, Info]:
+        """One decision: the action sets the control, then the student trains for some updates under it."""
+        if not self._running:
+            raise KDGymError("the episode is over; call reset() before step()")
+        weights, empty = self.family.weights(np.asarray(checked(self.action_space, action))[None])
+        reward = float(self.episodes.step(weights, empty)[0])
+        self._history.append(self.episodes.control[0].copy())
+        self._running = not bool(self.episodes.terminated[0])
+        return self.episodes.observe()[0], reward, not self._running, False, self.episodes.info(0)
+
+    def render(self) -> Any:
+        """`ansi`: a line on the last decision; `rgb_array`: the weights over the episode so far."""
+        if self.render_mode == "ansi":
+            return ansi_line(self.episodes.info(0))
+        if self.render_mode == "rgb_array":
+            recipe = self.family.recipe
+            return weights_image(recipe.process.knowledge, self._history, recipe.decisions)
+        return None
+
+    def snapshot(self) -> tuple[Any, list[NDArray[np.float64]], bool]:
+        """The whole state of the episode, for `restore`."""
+        return self.episodes.snapshot(), list(self._history), self._running
+
+    def restore(self, state: tuple[Any, list[NDArray[np.float64]], bool]) -> None:
+        """Go on from a snapshot of this env or of one of the same id and arguments."""
+        episodes, history, self._running = state
+        self.episodes.restore(episodes)
+        self._history = list(history)
+
+    def fork(self) -> "DistillationEnv":
+        """A second env in the same state: what happens in one never reaches the other."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.episodes = Episodes(self.lab, 1, self.episodes.config)
+        other.restore(self.snapshot())
+        other._np_random = np.random.default_rng()
+        other._np_random.bit_generator.state = self.np_random.bit_generator.state
+        return other
+
+
+class DistillationVectorEnv(gym.vector.VectorEnv[observation.Array, Any, NDArray[Any]]):
+    """N students on one device: Gymnasium's vector API, with same-step autoreset.
+
+    `reset(seed=[...])` takes one seed for each student; a single seed s gives them s, s + 1, ...
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's own form)
+        "render_modes": RENDER_MODES,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self, family: Family, num_envs: int, config: EpisodeConfig, data: str, device: str, backend: Backend
+    ) -> None:
+        if num_envs < 1:
+            raise KDGymError(f"num_envs must be at least 1, not {num_envs}")
+        self.num_envs = num_envs
+        self.family = family
+        self.episodes = _episodes(family.recipe, num_envs, config, data, device, backend)
+        self.single_action_space = family.action_space
+        self.single_observation_space = observation.space(self.episodes.features)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._generators = [np.random.default_rng() for _ in range(num_envs)]
+
+    @property
+    def lab(self) -> Lab:
+        """The data, teachers and starts behind this env."""
+        return self.episodes.lab
+
+    def _draw(self, slots: Sequence[int]) -> list[int]:
+        return [int(self._generators[slot].integers(TRAIN_SEEDS)) for slot in slots]
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[observation.Array, Info]:
+        """Start an episode of every student."""
+        seeds: list[int | None]
+        if seed is None:
+            seeds = [None] * self.num_envs
+        elif isinstance(seed, int | np.integer):
+            seeds = [int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise KDGymError(f"{len(seeds)} seeds were given for {self.num_envs} students")
+        for slot, given in enumerate(seeds):
+            if given is not None:
+                self._generators[slot] = np.random.default_rng(given)
+        drawn = [self._draw([slot])[0] if given is None else given for slot, given in enumerate(seeds)]
+        self.episodes.begin(range(self.num_envs), drawn)
+        return self.episodes.observe(), self._infos(range(self.num_envs))
+
+    def step(
+        self, actions: Any
+    ) -> tuple[observation.Array, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
+        """One decision of every student; episodes that end start anew in the same step.
+
+        The last observation and info of an ended episode are in `info["final_obs"]` and `info["final_info"]`.
+        """
+        actions = np.asarray(actions, self.action_space.dtype)
+        if len(actions) != self.num_envs:
+            raise KDGymError(f"{len(actions)} actions were given for {self.num_envs} students")
+        weights, empty = self.family.weights(np.stack([checked(self.single_action_space, a) for a in actions]))
+        rewards = self.episodes.step(weights, empty)
+        terminated = self.episodes.terminated
+        seen, infos = self.episodes.observe(), self._infos(range(self.num_envs))
+        ended = np.flatnonzero(terminated).tolist()
+        if ended:
+            final_obs = np.full(self.num_envs, None, dtype=object)
+            for slot in ended:
+                final_obs[slot] = seen[slot].copy()
+            final_info = self._infos(ended)
+            self.episodes.begin(ended, self._draw(ended))
+            seen, infos = self.episodes.observe(), self._infos(range(self.num_envs))
+            infos |= {
+                "final_obs": final_obs,
+                "_final_obs": terminated,
+                "final_info": final_info,
+                "_final_info": terminated,
+            }
+        return seen, rewards, terminated, np.zeros(self.num_envs, np.bool_), infos
+
+    def _infos(self, slots: Sequence[int]) -> Info:
+        infos: Info = {}
+        for slot in slots:
+            infos = self._add_info(infos, self.episodes.info(slot), slot)
+        return infos

@@ -1,0 +1,44 @@
+"""The uniform control's path with a given seed: what the `relative` reward subtracts. Run once and stored."""
+
+import functools
+import json
+from dataclasses import asdict
+
+import torch
+
+from kd_gym.backend.process import Control
+from kd_gym.backend.state import Context
+from kd_gym.envs.lab import Lab
+from kd_gym.files import cache_dir, digest, write_json
+
+_memory: dict[str, list[float]] = {}
+
+
+def uniform_metrics(lab: Lab, context: Context, seed: int) -> list[float]:
+    """Cross-entropy on the reward rows before the first and after each decision of the uniform control."""
+    key = digest(lab.fingerprint(), lab.teacher(context.teachers).hash, asdict(context), seed)
+    if key in _memory:
+        return _memory[key]
+    file = cache_dir() / "uniform" / f"{key}.json"
+    stored = not lab.data.source.startswith("tiny:")
+    if stored and file.exists():
+        _memory[key] = json.loads(file.read_text())
+    else:
+        _memory[key] = _run(lab, context, seed)
+        if stored:
+            write_json(file, _memory[key])
+    return _memory[key]
+
+
+def _run(lab: Lab, context: Context, seed: int) -> list[float]:
+    process = lab.process(1, [context.teachers])
+    measure = functools.partial(
+        process.evaluate, lab.data.split("reward").to(lab.device).batches(lab.recipe.reward_rows)
+    )
+    process.reset([seed], [context])
+    k = len(lab.recipe.process.knowledge)
+    path = [float(measure().cross_entropy)]
+    while int(process.update) < lab.recipe.process.horizon:
+        process.advance(Control(torch.full((1, k), 1 / k)), lab.recipe.updates)
+        path.append(float(measure().cross_entropy))
+    return path

@@ -1,0 +1,47 @@
+"""What an episode looks like: a line of text, or a picture of its weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")  # Okabe and Ito
+
+
+def ansi_line(info: dict[str, Any]) -> str:
+    """The last decision in one line."""
+    control = " ".join(f"{name} {weight:.2f}" for name, weight in info["control"].items())
+    metric = info["reward_split"]
+    return (
+        f"update {info['updates']:4d} | {control} | reward split: cross-entropy {metric['cross_entropy']:.3f}, "
+        f"accuracy {metric['accuracy']:.3f}"
+    )
+
+
+def weights_image(
+    knowledge: Sequence[str], history: Sequence[NDArray[np.float64]], decisions: int
+) -> NDArray[np.uint8]:
+    """The knowledge weights of each decision so far, stacked, as an RGB picture [320, 480, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 3.2), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    bottom = np.zeros(len(history))
+    stacked = np.array(history).reshape(len(history), len(knowledge))
+    for i, name in enumerate(knowledge):
+        axes.bar(
+            np.arange(len(history)) + 0.5,
+            stacked[:, i],
+            1,
+            bottom,
+            color=COLOURS[i % len(COLOURS)],
+            label=name,
+        )
+        bottom += stacked[:, i]
+    axes.set(xlim=(0, decisions), ylim=(0, 1), xlabel="decision", ylabel="knowledge weight")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,125 @@
+"""What there is, and what an id, a task, an agent or a knowledge type means."""
+
+import inspect
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import gymnasium as gym
+
+from kd_gym import ENV_IDS
+from kd_gym.agents.protocol import AGENTS
+from kd_gym.backend.knowledge import KNOWLEDGE
+from kd_gym.envs import observation
+from kd_gym.envs.contexts import HELD_OUT, TRAIN
+from kd_gym.envs.recipes import recipe_of
+from kd_gym.errors import KDGymError
+from kd_gym.experiments.setup import resolve_id
+from kd_gym.plugins import load, nearest
+from kd_gym.tasks.task import TASKS
+
+KINDS = ("envs", "agents", "tasks", "knowledge")
+
+
+def names(kind: str) -> list[tuple[str, str]]:
+    """All names of a kind, each with a line on it."""
+    if kind == "envs":
+        return [(name, _env_line(name)) for name in ENV_IDS]
+    if kind == "agents":
+        return [(name, _first_line(AGENTS.get(name))) for name in AGENTS.names()]
+    if kind == "tasks":
+        return [(name, _task_line(name)) for name in TASKS.names()]
+    if kind == "knowledge":
+        return [(name, KNOWLEDGE.get(name).summary) for name in KNOWLEDGE.names()]
+    raise nearest("kind", kind, KINDS)
+
+
+def describe(name: str) -> str:
+    """The page of an env id, an agent, a task or a knowledge type, in Markdown."""
+    try:
+        return _env_page(resolve_id(name))
+    except KDGymError as unknown:
+        for registry in (AGENTS, TASKS, KNOWLEDGE):
+            if name in registry.names():
+                return _thing_page(name, registry.get(name))
+        every = [*ENV_IDS, *AGENTS.names(), *TASKS.names(), *KNOWLEDGE.names()]
+        raise nearest("name", name, every) from unknown
+
+
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").split("\n")[0]
+
+
+def _env_line(name: str) -> str:
+    kwargs = gym.spec(name).kwargs
+    recipe = recipe_of(kwargs["task"], kwargs.get("base", False))
+    task = kwargs["task"] or "own data"
+    return (
+        f"{task}, student {recipe.layers} x {recipe.hidden}, {recipe.decisions} decisions of {recipe.updates} updates"
+    )
+
+
+def _task_line(name: str) -> str:
+    task = TASKS.get(name)
+    return f"{len(task.labels)} classes, {' and '.join(task.text)}; scored by {', '.join(task.metrics)}"
+
+
+@cache
+def _facts() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(files("kd_gym.envs").joinpath("facts.json").read_text())
+    return loaded
+
+
+def _env_page(env_id: str) -> str:
+    kwargs = gym.spec(env_id).kwargs
+    recipe = recipe_of(kwargs["task"], kwargs.get("base", False))
+    cls = load(str(gym.spec(env_id).entry_point))
+    table = observation.table_text(observation.features(recipe.process.knowledge))
+    lines = [f"# {env_id}", "", (inspect.getdoc(cls) or "").replace("{observations}", table), "", "## Recipe"]
+    process = recipe.process
+    lines += [
+        f"- {_env_line(env_id)}; batch {process.batch}, "
+        f"peak learning rate {process.learning_rate:g}, tau {process.tau:g}",
+        f"- teacher {recipe.checkpoint}, at most {recipe.full.epochs:g} epochs",
+        f"- reward measured on {recipe.reward_rows} rows; recipe hash {recipe.hash}",
+        "",
+        "## Contexts",
+        "| name | set | label noise | train share | teacher | learning rate |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, contexts in (("train", TRAIN), ("held-out", HELD_OUT)):
+        for c in contexts:
+            lines.append(f"| {c.name} | {kind} | {c.label_noise:g} | {c.train_share:g} | {c.teachers} | x {c.rate:g} |")
+    lines += ["", "## Spread and room", _facts_text(env_id, recipe.hash)]
+    return "\n".join(lines)
+
+
+def _facts_text(env_id: str, recipe_hash: str) -> str:
+    found = [f for f in _facts().get(env_id, []) if f["recipe"] == recipe_hash]
+    if not found:
+        return "Not measured for this recipe; measure it with: python benchmarks/game.py " + env_id
+    lines = []
+    for fact in found:
+        lines.append(
+            f"On {fact['source']}, {fact['seeds']} seeds, in seed spreads of cross-entropy on `select` "
+            f"({fact['seed_spread']:.4f}): spread {fact['spread']['default']:.1f} by default and "
+            f"{fact['spread']['noise-30']:.1f} with 30 % label noise; room {fact['room']:.1f} over the training "
+            f"contexts (best single fixed control: {fact['best_single']})."
+        )
+    return "\n".join(lines)
+
+
+def _thing_page(name: str, thing: Any) -> str:
+    if not inspect.isclass(thing):
+        fields = vars(thing)
+        about = [f"- {key}: {value}" for key, value in fields.items() if not callable(value)]
+        return "\n".join([f"# {name}", "", *about])
+    lines = [f"# {name}", "", inspect.getdoc(thing) or ""]
+    actions = getattr(thing, "actions", ())
+    lines += ["", f"Action kinds, the preferred one first: {', '.join(actions)}."]
+    fields = getattr(getattr(thing, "Config", None), "__dataclass_fields__", {})
+    if fields:
+        lines += ["", "Settings (`--agent-config.KEY`):"]
+        lines += [f"- {key} = {value.default}" for key, value in fields.items()]
+    return "\n".join(lines)

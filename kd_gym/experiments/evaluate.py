@@ -1,0 +1,152 @@
+"""Score controllers on one fixed list of seeds, side by side."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from kd_gym.agents.protocol import Controller
+from kd_gym.envs.contexts import context_set
+from kd_gym.envs.lab import Lab
+from kd_gym.errors import KDGymError
+from kd_gym.experiments.runs import is_run, load_run
+from kd_gym.experiments.score import Episode, play, play_fixed, teacher_scores
+from kd_gym.experiments.setup import EVALUATION_SEEDS, EnvSpec, agent_for
+from kd_gym.experiments.stats import interval, paired
+
+
+@dataclass(frozen=True)
+class Row:
+    """A controller's episodes, one for each seed."""
+
+    name: str
+    episodes: list[Episode]
+    fixed: bool
+
+    def scores(self, metric: str) -> list[float]:
+        """One score for each seed."""
+        return [episode.scores[metric] for episode in self.episodes]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several controllers on equal seeds, with all that names the numbers."""
+
+    env: str
+    context: str
+    source: str
+    notice: str
+    data_fingerprint: str
+    teacher_hash: str
+    teacher: dict[str, float]
+    metrics: tuple[str, ...]
+    rows: list[Row]
+
+    @property
+    def best_fixed(self) -> Row | None:
+        """The control without learning that has the best mean score."""
+        fixed = [row for row in self.rows if row.fixed]
+        return max(fixed, key=lambda r: float(np.mean(r.scores(self.metrics[0]))), default=None)
+
+    def verdict(self, name: str) -> str:
+        """One plain sentence: whether a controller beats the best fixed control, with the paired difference."""
+        row = next(r for r in self.rows if r.name == name)
+        best = self.best_fixed
+        if best is None or row.fixed:
+            return ""
+        difference = paired(row.scores(self.metrics[0]), best.scores(self.metrics[0]))
+        words = f"{difference.text()} {self.metrics[0]}, paired over {len(row.episodes)} seeds"
+        if difference.mean <= 0:
+            return f"{name} does not beat the best fixed control ({best.name}): {words}"
+        if np.isnan(difference.half) or difference.mean <= difference.half:
+            return f"{name} is ahead of the best fixed control ({best.name}), but not beyond chance: {words}"
+        return f"{name} beats the best fixed control ({best.name}): {words}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with means and intervals."""
+        rows = [
+            {
+                "name": row.name,
+                "fixed": row.fixed,
+                "scores": {m: asdict(interval(row.scores(m))) for m in self.metrics},
+                "verdict": self.verdict(row.name),
+                "episodes": [asdict(e) for e in row.episodes],
+            }
+            for row in self.rows
+        ]
+        head = {k: v for k, v in self.__dict__.items() if k != "rows"}
+        return {**head, "seeds": len(self.rows[0].episodes), "rows": rows}
+
+
+def load_controller(name: str, spec: EnvSpec, config: Any = None) -> tuple[Controller, EnvSpec]:
+    """A controller by name, or the best policy of a run directory, and the env as it wants it."""
+    if is_run(name):
+        return load_run(Path(name), spec)
+    if Path(name).exists():
+        raise KDGymError(f"{name} is no run directory: it has no config.yaml")
+    cls, argument, fitted = agent_for(name, spec)
+    if getattr(cls, "learns", False):
+        raise KDGymError(f"{name} has to learn first: kd-gym train --env {spec.env} --agent {name}, then give its run")
+    return cls(fitted.make(), seed=0, config=config, argument=argument), fitted
+
+
+def evaluate(controllers: Sequence[str], spec: EnvSpec, seeds: int = 5, progress: Progress | None = None) -> Comparison:
+    """Score controllers (names or run directories) on the same seeds of the same id.
+
+    Args:
+        controllers: what to compare.
+        spec: the env; its context says whether to score on the clean task or on (held-out) contexts.
+        seeds: how many, from the fixed list that no training draws from.
+    """
+    context = spec.config.get("context", "default")
+    context_set(context)
+    loaded = [(name, *load_controller(name, spec)) for name in dict.fromkeys(controllers)]
+    return compare([(name, c, s) for name, c, s in loaded], context, seeds, progress)
+
+
+def compare(
+    loaded: Sequence[tuple[str, Controller, EnvSpec]],
+    context: str,
+    seeds: int,
+    progress: Progress | None = None,
+) -> Comparison:
+    """`evaluate` for controllers that are loaded already."""
+    if seeds < 1:
+        raise KDGymError(f"at least one seed is needed, not {seeds}")
+    bar = progress.add_task("scoring", total=len(loaded) * seeds) if progress else None
+    rows = []
+    for name, controller, spec in loaded:
+        env = spec.make()
+        fixed = not getattr(controller, "learns", False)
+        kept = fixed and type(controller).__module__.startswith("kd_gym.")  # own controllers may change under a name
+        episodes = []
+        for seed in range(EVALUATION_SEEDS, EVALUATION_SEEDS + seeds):
+            if kept:
+                episodes.append(play_fixed(env, controller, name, {"id": spec.id, **spec.kwargs}, seed))
+            else:
+                episodes.append(play(env, controller, seed))
+            if progress and bar is not None:
+                progress.update(bar, advance=1, description=f"scoring {Path(name).name} on report")
+        rows.append(Row(name, episodes, fixed))
+    lab: Lab = loaded[0][2].lab()
+    return Comparison(
+        env=loaded[0][2].id,
+        context=context,
+        source=lab.data.source,
+        notice=lab.data.notice,
+        data_fingerprint=lab.data.fingerprint,
+        teacher_hash=lab.teacher().hash,
+        teacher=teacher_scores(lab, "full", "report"),
+        metrics=lab.data.task.metrics,
+        rows=rows,
+    )
+
+
+def write_comparison(comparison: Comparison, file: Path) -> None:
+    """The comparison as JSON."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(comparison.as_json(), indent=1) + "\n")

@@ -1,0 +1,111 @@
+"""The scorer: the one place that opens `report` (and, for choices, `select`)."""
+
+import functools
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import kd_gym
+from kd_gym.agents.protocol import Controller
+from kd_gym.backend.metrics import METRICS
+from kd_gym.backend.process import DistillationProcess, Evaluation
+from kd_gym.backend.teacher import load_teacher, teacher_inputs
+from kd_gym.envs.faces import DistillationEnv
+from kd_gym.envs.lab import Lab
+from kd_gym.files import cache_dir, digest, write_json
+
+Split = Literal["select", "report"]
+_VERSIONS = (kd_gym.__version__, torch.__version__)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One evaluated episode: its scores by metric, what the agent got, and what it cost."""
+
+    seed: int
+    context: str
+    scores: dict[str, float]
+    cross_entropy: float
+    reward: float
+    reward_cross_entropy: float
+    flops: int
+    controller_flops: int
+    seconds: float
+    controller_seconds: float
+    failure: str
+    actions: list[Any]
+
+
+def measure(lab: Lab, process: DistillationProcess, split: Split) -> tuple[dict[str, float], Evaluation]:
+    """The scores of a process's first student on a held-out split, by metric name."""
+    rows = lab.data.split(split).to(lab.device)
+    evaluation = process.evaluate(rows.batches())
+    predictions, labels = evaluation.predictions[0].numpy(), rows.labels[rows.by_length()].cpu().numpy()
+    return {name: METRICS[name](predictions, labels) for name in lab.data.task.metrics}, evaluation
+
+
+def play(env: DistillationEnv, controller: Controller, seed: int, split: Split = "report") -> Episode:
+    """One whole episode under a controller, then its score on a split."""
+    begin = time.perf_counter()
+    seen, info = env.reset(seed=seed)
+    state: Any = None
+    start = np.ones(1, np.bool_)
+    reward, thinking, over = 0.0, 0.0, False
+    actions = []
+    while not over:
+        asked = time.perf_counter()
+        action, state = controller.predict(seen, state, start, deterministic=True)
+        thinking += time.perf_counter() - asked
+        actions.append(np.asarray(action).tolist())
+        seen, gained, terminated, truncated, info = env.step(action)
+        reward += gained
+        over, start = terminated or truncated, np.zeros(1, np.bool_)
+    seconds = time.perf_counter() - begin
+    scores, evaluation = measure(env.lab, env.episodes.process, split)
+    return Episode(
+        seed=seed,
+        context=info["context"],
+        scores=scores,
+        cross_entropy=float(evaluation.cross_entropy[0]),
+        reward=reward,
+        reward_cross_entropy=info["reward_split"]["cross_entropy"],
+        flops=info["flops"],
+        controller_flops=len(actions) * getattr(controller, "flops", 0),
+        seconds=seconds,
+        controller_seconds=thinking,
+        failure=info["failure"],
+        actions=actions,
+    )
+
+
+def play_fixed(env: DistillationEnv, controller: Controller, name: str, kwargs: dict[str, Any], seed: int) -> Episode:
+    """`play` for a control that does not learn, scored once for each (id, data, teacher, seed) and kept."""
+    lab = env.lab
+    config = {k: v for k, v in kwargs.items() if k not in ("data", "device")}
+    key = digest(lab.fingerprint(config.get("context", "default")), name, config, seed, *_VERSIONS, str(lab.device))
+    file = cache_dir() / "scores" / f"{key}.json"
+    if file.exists():
+        return Episode(**json.loads(file.read_text()))
+    episode = play(env, controller, seed)
+    if lab.teacher().folder is not None:  # the tiny backend leaves no files
+        write_json(file, asdict(episode))
+    return episode
+
+
+@functools.cache
+def teacher_scores(lab: Lab, name: str, split: Split) -> dict[str, float]:
+    """The scores of a teacher on a held-out split; nothing for the tiny backend, whose teachers are pretended."""
+    folder = lab.teacher(name).folder
+    if folder is None:
+        return {}
+    model = load_teacher(folder, lab.device).eval()
+    rows = lab.data.split(split).to(lab.device)
+    order = rows.by_length()
+    with torch.inference_mode():
+        said = [model(**teacher_inputs(rows.batch(part), lab.data)).logits.argmax(-1) for part in order.split(64)]
+    predictions, labels = torch.cat(said).cpu().numpy(), rows.labels[order].cpu().numpy()
+    return {metric: METRICS[metric](predictions, labels) for metric in lab.data.task.metrics}

@@ -1,0 +1,115 @@
+"""From the words of a command to an env: ids, keyword arguments and the action kind that an agent prefers."""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+
+from kd_gym import ENV_IDS
+from kd_gym.agents.protocol import Controller, agent_class
+from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
+from kd_gym.envs.lab import Lab, open_lab
+from kd_gym.envs.recipes import Backend, recipe_of
+from kd_gym.envs.registration import TASK_NAMES
+from kd_gym.errors import KDGymError
+from kd_gym.plugins import nearest
+
+# where episodes of different purposes take their seeds; an env that draws its own stays below all of them
+EVALUATION_SEEDS = 1_000_000_000
+SELECTION_SEEDS = 2_000_000_000
+
+
+def resolve_id(env: str) -> str:
+    """The full id of `KnowledgeSelect-SST2` or `KnowledgeSelect-SST2-v0`; the nearest valid one if unknown."""
+    for candidate in (env, f"{env}-v0"):
+        if candidate in gym.registry and candidate in ENV_IDS:
+            return candidate
+    raise nearest("env", env, [name.removesuffix("-v0") for name in ENV_IDS])
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """An env as a command names it: everything but the number of students.
+
+    `config` holds the env's own keyword arguments (`action`, `context`, `reward`, ...).
+    """
+
+    env: str
+    data: str = "auto"
+    device: str = "auto"
+    backend: Backend = "full"
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The full id."""
+        return resolve_id(self.env)
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """All keyword arguments of `gym.make`."""
+        return {"data": self.data, "device": self.device, "backend": self.backend, **self.config}
+
+    def with_config(self, **config: Any) -> "EnvSpec":
+        """The same with other keyword arguments of the env."""
+        return EnvSpec(self.env, self.data, self.device, self.backend, {**self.config, **config})
+
+    def for_agent(self, agent: type[Controller]) -> "EnvSpec":
+        """The same with the action kind that the agent prefers, unless one is given.
+
+        Raises:
+            KDGymError: the given action kind is none that the agent can take.
+        """
+        valid = getattr(agent, "actions", Controller.actions)
+        given = self.config.get("action")
+        if given is None:
+            return self.with_config(action=valid[0])
+        if given not in valid:
+            raise KDGymError(f"{agent.__name__} takes no {given!r} actions; it takes {', '.join(valid)}")
+        return self
+
+    def lab(self) -> Lab:
+        """The data, teachers and starts behind the env."""
+        kwargs = gym.spec(self.id).kwargs
+        recipe = recipe_of(kwargs.get("task"), kwargs.get("base", False), self.backend)
+        return open_lab(recipe, self.data, self.device, self.backend)
+
+    def make(self) -> DistillationEnv:
+        """One student."""
+        env = gym.make(self.id, **self.kwargs).unwrapped
+        assert isinstance(env, DistillationEnv)
+        return env
+
+    def make_vec(self, students: int) -> DistillationVectorEnv:
+        """N students on one device."""
+        env = gym.make_vec(self.id, num_envs=students, **self.kwargs).unwrapped
+        assert isinstance(env, DistillationVectorEnv)
+        return env
+
+
+def agent_for(name: str, spec: EnvSpec) -> tuple[type[Controller], str, EnvSpec]:
+    """An agent's class, its argument, and the env with the action kind that it prefers."""
+    cls, argument = agent_class(name)
+    return cls, argument, spec.for_agent(cls)
+
+
+def env_arguments(env: str) -> dict[str, inspect.Parameter]:
+    """The keyword arguments of an id that a user may set, beside data, device and backend."""
+    from kd_gym.plugins import load
+
+    entry = gym.spec(resolve_id(env)).entry_point
+    parameters = inspect.signature(load(str(entry))).parameters
+    hidden = {"self", "task", "base", "data", "device", "backend", "render_mode"}
+    return {name: p for name, p in parameters.items() if name not in hidden}
+
+
+__all__ = [
+    "EVALUATION_SEEDS",
+    "SELECTION_SEEDS",
+    "TASK_NAMES",
+    "EnvSpec",
+    "agent_for",
+    "env_arguments",
+    "resolve_id",
+]

@@ -1,0 +1,40 @@
+"""Comparisons and lists as tables for the terminal."""
+
+import numpy as np
+from rich.table import Table
+
+from kd_gym.experiments.evaluate import Comparison, Row
+from kd_gym.experiments.stats import interval
+
+
+def _mean(row: Row, name: str) -> float:
+    return float(np.mean([getattr(episode, name) for episode in row.episodes]))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Score with interval, reward and cost of each controller."""
+    seeds = len(comparison.rows[0].episodes)
+    few = " (few: intervals are wide)" if seeds < 5 else ""
+    title = f"{comparison.env}, context {comparison.context}, report split, {seeds} seeds{few}"
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.add_column("controller")
+    for metric in comparison.metrics:
+        table.add_column(f"report {metric}, 95 % interval", justify="right")
+    for head in ("cross-entropy", "reward", "GFLOP", "seconds"):
+        table.add_column(head, justify="right")
+    for row in comparison.rows:
+        table.add_row(
+            row.name,
+            *(interval(row.scores(metric)).text() for metric in comparison.metrics),
+            f"{_mean(row, 'cross_entropy'):.3f}",
+            interval([episode.reward for episode in row.episodes]).text(),
+            f"{(_mean(row, 'flops') + _mean(row, 'controller_flops')) / 1e9:.1f}",
+            f"{_mean(row, 'seconds'):.1f}",
+        )
+    teacher = ", ".join(f"{metric} {value:.3f}" for metric, value in comparison.teacher.items())
+    table.caption = (
+        f"data {comparison.source} ({comparison.data_fingerprint}), teacher {comparison.teacher_hash}"
+        + (f" with report {teacher}" if teacher else "")
+        + "; reward is from the reward split; cost is one episode's student and evaluations"
+    )
+    return table

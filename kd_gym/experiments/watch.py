@@ -1,0 +1,109 @@
+"""What a training shows and keeps, whatever agent it trains: TensorBoard, progress, checkpoints, the best policy."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress, TaskID
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from kd_gym.analysis.figures import weights_over_progress
+from kd_gym.envs.sb3 import unbatch
+
+
+class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
+    """A vector env that reports on its own episodes.
+
+    TensorBoard tags: `student/*`, `reward/*`, `cost/*` at the end of every episode; `policy/*` (mean and spread of
+    each weight, and a figure of weight over progress) after every `every` episodes, when `review` is called too.
+    """
+
+    def __init__(
+        self,
+        env: gym.vector.VectorEnv[Any, Any, Any],
+        writer: SummaryWriter,
+        every: int,
+        review: Callable[[int], str],
+        done: int = 0,
+        progress: tuple[Progress, TaskID] | None = None,
+    ) -> None:
+        super().__init__(env)
+        self.writer = writer
+        self.every = every
+        self.review = review
+        self.steps = done
+        self.progress = progress
+        self.ended = 0
+        self.words = ""
+        self.returns = np.zeros(env.num_envs)
+        self.paths: list[list[dict[str, float]]] = [[] for _ in range(env.num_envs)]
+        self.recent: list[list[dict[str, float]]] = []
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the env below and forget unfinished episodes."""
+        self.returns[:] = 0
+        self.paths = [[] for _ in range(self.num_envs)]
+        return super().reset(**kwargs)
+
+    def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Step the env below and report."""
+        seen, rewards, terminated, truncated, infos = self.env.step(actions)
+        self.steps += self.num_envs
+        self.returns += rewards
+        before = self.ended
+        for slot in range(self.num_envs):
+            over = bool(terminated[slot] or truncated[slot])
+            info = unbatch(infos["final_info"] if over else infos, slot)
+            self.paths[slot].append(info["control"])
+            if over:
+                self._episode(slot, info)
+        if self.progress:
+            bar, task = self.progress
+            bar.update(task, completed=self.steps, description=f"training  {self.words}")
+        if self.ended // self.every > before // self.every:
+            self._policy()
+            self.words = self.review(self.steps)
+        return seen, rewards, terminated, truncated, infos
+
+    def _episode(self, slot: int, info: dict[str, Any]) -> None:
+        self.ended += 1
+        values = {
+            "reward/return": self.returns[slot],
+            "student/cross_entropy": info["reward_split"]["cross_entropy"],
+            "student/accuracy": info["reward_split"]["accuracy"],
+            "student/failures": float(bool(info["failure"])),
+            "cost/gflops": info["flops"] / 1e9,
+            **{f"student/{name}": value for name, value in info["student"].items()},
+            **{f"student/loss_{name}": value for name, value in info["losses"].items()},
+            **{f"reward/{name}": value for name, value in info["reward_terms"].items()},
+        }
+        seconds = self.unwrapped.episodes.process.cost.seconds  # type: ignore[attr-defined]
+        values |= {f"cost/{part}_seconds": spent for part, spent in seconds.items()}
+        for tag, value in values.items():
+            if math.isfinite(value):
+                self.writer.add_scalar(tag, value, self.steps)
+        self.recent.append(self.paths[slot])
+        self.paths[slot] = []
+        self.returns[slot] = 0
+
+    def _policy(self) -> None:
+        names = list(self.recent[0][0])
+        table = [np.array([[step[name] for name in names] for step in path]) for path in self.recent]
+        for i, name in enumerate(names):
+            column = np.concatenate([path[:, i] for path in table])
+            self.writer.add_scalar(f"policy/weight_{name}_mean", column.mean(), self.steps)
+            self.writer.add_scalar(f"policy/weight_{name}_spread", column.std(), self.steps)
+        self.writer.add_figure("policy/weights_over_progress", weights_over_progress(names, table), self.steps)
+        self.recent = []
+
+
+def writer_for(folder: Path) -> SummaryWriter:
+    """The TensorBoard writer of a run."""
+    return SummaryWriter(str(folder), flush_secs=10)
+
+
+__all__ = ["Path", "Watch", "writer_for"]
