@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from kd_gym.agents.protocol import Array, Controller
+from kd_gym.envs.faces import TRAIN_SEEDS
 from kd_gym.envs.sb3 import SB3VecEnv
 
 _REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
@@ -71,10 +73,19 @@ class OffPolicyConfig:
     """episodes of random actions before learning starts"""
 
 
+@dataclass(frozen=True)
+class TD3Config(OffPolicyConfig):
+    """Settings of TD3."""
+
+    noise: float = 0.1
+    """deviation of the noise on actions while learning"""
+
+
 class SB3Agent(Controller):
     """A Stable-Baselines3 model as a controller."""
 
     algorithm: ClassVar[Callable[..., BaseAlgorithm]]
+    log_interval: ClassVar[int] = 1  # rollouts on policy, episodes off policy
     learns = True
 
     def __init__(self, env: gym.Env[Any, Any], *, seed: int = 0, config: Any = None, argument: str = "") -> None:
@@ -109,12 +120,13 @@ class SB3Agent(Controller):
 
     def learn(self, env: gym.vector.VectorEnv[Any, Any, Any], steps: int, folder: Path) -> None:
         """Go on learning for so many decisions (all students together)."""
-        face = SB3VecEnv(env)
-        face.seed(self.seed + self.model.num_timesteps)
+        face = VecMonitor(SB3VecEnv(env))  # the monitor gives SB3 its `rollout/*` tags
         before, self.model = self.model, self._build(face, env.num_envs)
         self._transfer(before)
+        # after _build, which seeds too: a resumed training gets other episodes, and none of the scorer's
+        face.seed((self.seed + before.num_timesteps) % (TRAIN_SEEDS - env.num_envs))
         self.model.set_logger(configure(str(folder), ["tensorboard"]))
-        self.model.learn(steps, reset_num_timesteps=False)
+        self.model.learn(steps, log_interval=self.log_interval, reset_num_timesteps=False)
 
     def _transfer(self, before: BaseAlgorithm) -> None:
         """Take over what an earlier model has learnt: the new one was built for another number of students."""
@@ -203,6 +215,7 @@ class A2CAgent(SB3Agent):
 
 class _OffPolicyAgent(SB3Agent):
     Config = OffPolicyConfig
+    log_interval = 4
 
     def _arguments(self, students: int) -> dict[str, Any]:
         decisions = self.recipe.decisions
@@ -226,7 +239,14 @@ class TD3Agent(_OffPolicyAgent):
     """Twin delayed DDPG (Fujimoto et al., 2018): weights only."""
 
     algorithm = TD3
+    Config = TD3Config
     actions = ("weights",)
+
+    def _arguments(self, students: int) -> dict[str, Any]:
+        size = self.action_space.shape
+        assert size is not None
+        noise = NormalActionNoise(np.zeros(size), np.full(size, self.config.noise))  # its policy has none of its own
+        return {**super()._arguments(students), "action_noise": noise}
 
 
 class DQNAgent(_OffPolicyAgent):
@@ -234,6 +254,11 @@ class DQNAgent(_OffPolicyAgent):
 
     algorithm = DQN
     actions = ("choice",)
+
+    def _arguments(self, students: int) -> dict[str, Any]:
+        settings = super()._arguments(students)
+        # the target follows after every round of episodes; SB3's 10,000 steps are more than a whole training
+        return {**settings, "target_update_interval": settings["gradient_steps"]}
 
 
 # ---------------------------------------------------------------------- a model's state as tensors and JSON

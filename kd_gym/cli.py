@@ -32,7 +32,7 @@ def _peek(arguments: Sequence[str], *names: str) -> list[str | None]:
     """The values of some options, before the real parse."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
-        parser.add_argument(name)
+        parser.add_argument(name, nargs="?")  # the real parse complains of a missing value
     found, _ = parser.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
     return [getattr(found, name.lstrip("-").replace("-", "_")) for name in names]
 
@@ -120,6 +120,7 @@ def _train(arguments: Sequence[str]) -> int:
     """Train an agent in an env and score it beside the fixed controls."""
     import tyro
 
+    from kd_gym.experiments.runs import read_config
     from kd_gym.experiments.setup import EnvSpec
     from kd_gym.experiments.tables import comparison_table
     from kd_gym.experiments.train import resume, train
@@ -127,8 +128,10 @@ def _train(arguments: Sequence[str]) -> int:
     env, agent, folder = _peek(arguments, "--env", "--agent", "--resume")
     console = _console()
     if folder is not None:
-        if len(arguments) > 2:
+        if list(arguments) not in (["--resume", folder], [f"--resume={folder}"]):
             raise KDGymError("--resume RUN goes on as the run was started; it takes no other option")
+        spec = read_config(Path(folder)).spec
+        _announce(spec.lab(), spec, console)
         with _progress(console) as progress:
             result = resume(Path(folder), progress)
     else:
@@ -182,6 +185,8 @@ def _evaluate(arguments: Sequence[str]) -> int:
     """Score controllers and trained runs on the same seeds of an env."""
     import tyro
 
+    from kd_gym.agents.protocol import agent_class
+    from kd_gym.envs.contexts import context_set
     from kd_gym.experiments.evaluate import evaluate, write_comparison
     from kd_gym.experiments.prepare import prepare
     from kd_gym.experiments.setup import EnvSpec
@@ -203,7 +208,11 @@ def _evaluate(arguments: Sequence[str]) -> int:
     parsed = _parse(_dataclass("Evaluate", fields, _evaluate.__doc__ or ""), arguments, "evaluate")
     if not parsed.controllers:
         raise KDGymError("name at least one controller or run directory")
-    config = {**_changed(parsed.env_config), "context": parsed.context}
+    config = {"context": parsed.context, **_changed(parsed.env_config)}
+    context_set(config["context"])
+    for name in parsed.controllers:  # before anything dear is done
+        if not Path(name).exists():
+            agent_class(name)
     spec = EnvSpec(parsed.env, parsed.data, parsed.device, parsed.backend, config)
     console = _console()
     _announce(spec.lab(), spec, console)

@@ -7,27 +7,36 @@ the group (`kd_gym.tasks`, `kd_gym.knowledge`, `kd_gym.agents`). An unknown name
 import difflib
 import importlib
 import importlib.metadata
+import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from kd_gym.errors import KDGymError
 
 
+def _closest(name: str, valid: Iterable[str]) -> str | None:
+    folded = {candidate.lower(): candidate for candidate in valid}
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    return folded[close[0]] if close else None
+
+
 def nearest(kind: str, name: str, valid: Iterable[str]) -> KDGymError:
     """The error for an unknown name: says the nearest valid one, or all of them."""
     known = sorted(valid)
-    folded = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-    hint = f"did you mean {folded[close[0]]!r}?" if close else f"valid: {', '.join(known)}"
+    close = _closest(name, known)
+    hint = f"did you mean {close!r}?" if close else f"valid: {', '.join(known)}"
     return KDGymError(f"unknown {kind} {name!r}: {hint}")
 
 
 def load(path: str) -> Any:
-    """The object at `module:attribute`."""
+    """The object at `module:attribute`; modules of the current folder are found too."""
     module, _, attribute = path.partition(":")
+    if not {"", os.getcwd()} & set(sys.path):  # `python -m` puts it there, a console script does not
+        sys.path.append(os.getcwd())  # last, so that it hides no installed module
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: `:name`, `.module:name`
         raise KDGymError(f"cannot load {path!r}: {error}") from error
 
 
@@ -53,7 +62,11 @@ class Registry:
         if found is not None:
             return found
         if ":" in name:
-            return load(name)
+            try:
+                return load(name)
+            except KDGymError as error:
+                close = _closest(name.partition(":")[0], self.names())
+                raise KDGymError(f"{error}" + (f"; or did you mean {close!r}?" if close else "")) from error
         if point := self._entry_points().get(name):
             return point.load()
         raise nearest(self.kind.rstrip("s"), name, self.names())

@@ -1,6 +1,7 @@
 """Weights from and to Hugging Face BERT checkpoints, and the first weights of a student."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,11 @@ def hub_config(arch: Architecture, labels: tuple[str, ...]) -> dict[str, Any]:
 class StudentInit:
     """Where students start: what all seeds share, under the full vocabulary, and what each seed draws.
 
-    `shared` are parameters taken from the default teacher: embeddings, projected on their first principal directions
-    (of the task's vocabulary) where the student is narrower; layers and pooler too where it is as wide (student layer
-    i from teacher layer (i + 1) * L / l). The rest is drawn from the seed, the classifier always.
+    `shared` are parameters taken from the default teacher. A student as wide as it takes its embeddings, pooler and
+    layers (student layer i from teacher layer (i + 1) * L / l). A narrower one has for each word piece what the lower
+    half of the teacher makes of it alone, projected on the first principal directions over the task's vocabulary
+    (as model2vec does with a whole sentence encoder); positions and segments start at 0. The rest is drawn from the
+    seed, the classifier always.
     """
 
     arch: Architecture
@@ -103,8 +106,15 @@ class StudentInit:
     vocabulary: Tensor
 
     @classmethod
-    def of(cls, teacher: Path, student: Architecture, vocabulary: Tensor) -> "StudentInit":
-        """The start of students of this shape; its vocabulary is cut down to `vocabulary` (ids in rising order)."""
+    def of(cls, teacher: Path, student: Architecture, vocabulary: Tensor, words: Callable[[], Tensor]) -> "StudentInit":
+        """The start of students of this shape.
+
+        Args:
+            teacher: the folder of a BERT checkpoint.
+            student: layers, widths and classes; vocabulary and positions follow from the teacher.
+            vocabulary: the ids, in rising order, that the students' vocabulary is cut down to.
+            words: gives the lower half's state of every word piece [V, H]; asked for narrower students only.
+        """
         base, params = load_bert(teacher)
         arch = replace(
             student,
@@ -116,12 +126,18 @@ class StudentInit:
         if arch.hidden > base.hidden or arch.layers > base.layers:
             raise KDGymError(f"a student of {arch.layers} x {arch.hidden} is larger than its teacher")
         if arch.hidden < base.hidden:
-            used = params["word"][vocabulary].double()
-            _, directions = torch.linalg.eigh((used - used.mean(0)).T @ (used - used.mean(0)))
-            top = directions.flip(1)[:, : arch.hidden].float()
-            top = top * torch.where(top.sum(0) < 0, -1.0, 1.0)  # eigenvectors come with either sign
-            shared = {k: params[k] @ top for k in ("position", "segment")} | {
-                "word": (params["word"] - params["word"].mean(0)) @ top
+            states = words()
+            centred = states - states[vocabulary].mean(0)
+            used = centred[vocabulary].double()
+            _, directions = torch.linalg.eigh(used.T @ used)
+            word = centred @ directions.flip(1)[:, : arch.hidden].float()
+            word = word * torch.where(
+                word[vocabulary].pow(3).sum(0) < 0, -1.0, 1.0
+            )  # eigenvectors come with either sign
+            shared = {
+                "word": word * params["word"].std() / word[vocabulary].std(),
+                "position": torch.zeros(arch.positions, arch.hidden),
+                "segment": torch.zeros(arch.segments, arch.hidden),
             }
         else:
             shared = {k: v for k, v in params.items() if not k[0].isdigit() and "classifier" not in k}

@@ -23,11 +23,11 @@ class AdamWState:
     @classmethod
     def zeros(cls, p: Params) -> "AdamWState":
         """The state before the first step."""
-        n = len(next(iter(p.values())))
+        first = next(iter(p.values()))
         return cls(
             {k: torch.zeros_like(v) for k, v in p.items()},
             {k: torch.zeros_like(v) for k, v in p.items()},
-            torch.zeros(n),
+            torch.zeros(len(first), device=first.device),
         )
 
 
@@ -57,7 +57,7 @@ def adamw_step(
 
     The kernel takes one learning rate, so it runs once a student; clipping is its `grad_scale`.
     """
-    for n, norm in enumerate(norms.tolist()):
+    for n, (norm, rate) in enumerate(zip(norms.tolist(), learning_rate.tolist(), strict=True)):
         if not math.isfinite(norm):
             continue
         scale = torch.tensor(norm / clip, device=norms.device) if norm > clip else None
@@ -77,7 +77,7 @@ def adamw_step(
                 amsgrad=False,
                 beta1=betas[0],
                 beta2=betas[1],
-                lr=learning_rate[n],
+                lr=rate,
                 weight_decay=decay if decayed else 0.0,
                 eps=eps,
                 maximize=False,

@@ -22,6 +22,7 @@ from kd_gym.tasks.batches import Buckets, RowStream, flip_labels
 from kd_gym.tasks.tokens import Tokens, TokenSplit
 
 MIN_SCALE = 1e-3
+PROCESS_VERSION = 1  # a part of every kept score's key: raise it when a change here moves a student's numbers
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Recipe:
 
     knowledge: tuple[str, ...] = ("hard", "response", "feature", "relation")
     horizon: int = 150
-    batch: int = 32
+    batch: int = 64
     learning_rate: float = 1e-3
     tau: float = 2.0
     decay: float = 0.01
@@ -58,14 +59,14 @@ class Control(NamedTuple):
 
 class Forward(NamedTuple):
     """One forward pass of n students: every knowledge loss of every sample from every teacher [n, K, M, B], what it was
-    made of, the labels as the students see them [n, B], and the padded width.
+    made of, the labels as the students see them [n, B], and each student's own FLOPs [n].
     """
 
     losses: Tensor
     encoded: Encoded
     teachers: list[TeacherBatch]
     labels: Tensor
-    width: int
+    flops: NDArray[np.int64]
 
 
 class Trace(NamedTuple):
@@ -88,7 +89,10 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class Cost:
-    """What was spent: FLOPs of each student since its reset [N], and seconds of all together, by part."""
+    """What was spent: FLOPs of each student since its reset [N], and seconds of all together since the start, by part.
+
+    FLOPs are counted at a student's own padded widths, so that they do not depend on its neighbours.
+    """
 
     student: NDArray[np.int64]
     evaluation: NDArray[np.int64]
@@ -214,20 +218,16 @@ class DistillationProcess:
         for offset in range(self.recipe.scale_batches):
             batch = self._forward(params, chosen, offset)
             measured.append(batch.losses.mean(-1))
-            self.cost.student[chosen] += self._flops(batch.width) // 3
+            self.cost.student[chosen] += batch.flops
         self.scale[at.to(self.device)] = torch.stack(measured).mean(0).clamp_(min=MIN_SCALE)
 
     # ------------------------------------------------------------------ the loss
 
-    def _flops(self, width: int) -> int:
-        """One update of one student: the backward pass costs two forward passes."""
-        return 3 * forward_flops(self.init.arch, self.recipe.batch, width)
-
-    def _rows(self, slots: Sequence[int], offset: int = 0) -> tuple[Tensor, int]:
-        """The rows [n, B] that these students train on `offset` updates from now, and their common width."""
+    def _rows(self, slots: Sequence[int], offset: int = 0) -> tuple[Tensor, list[int]]:
+        """The rows [n, B] that these students train on `offset` updates from now, and the width of each one's own."""
         drawn = [self._streams[slot].rows(int(self.update[slot]) + offset) for slot in slots]
         rows = torch.from_numpy(np.stack([rows for rows, _ in drawn])).to(self.device)
-        return rows, max(width for _, width in drawn)
+        return rows, [width for _, width in drawn]
 
     def _teach(self, slots: Sequence[int], rows: Tensor) -> list[TeacherBatch]:
         """What each of the M teachers of each student says of its rows."""
@@ -243,9 +243,9 @@ class DistillationProcess:
 
     def _forward(self, params: Params, slots: Sequence[int], offset: int = 0) -> Forward:
         """The losses of these students (with these parameters) on the batch `offset` updates from now."""
-        rows, width = self._rows(slots, offset)
+        rows, widths = self._rows(slots, offset)
         labels = self.labels[torch.tensor(slots, device=self.device).unsqueeze(1), rows]
-        encoded = encode(params, self.init.arch, self.train.batch(rows, width), self.recipe.attention)
+        encoded = encode(params, self.init.arch, self.train.batch(rows, max(widths)), self.recipe.attention)
         teachers = self._teach(slots, rows)
         losses = []
         for k in self.knowledge:
@@ -255,7 +255,8 @@ class DistillationProcess:
                 heads = {name[len(prefix) :]: v for name, v in params.items() if name.startswith(prefix)}
                 per_teacher.append(k.loss(Batch(encoded, teacher, labels, heads, self.recipe.tau)))
             losses.append(torch.stack(per_teacher, 1).expand(-1, self.m, -1))
-        return Forward(torch.stack(losses, 1), encoded, teachers, labels, width)
+        flops = np.array([forward_flops(self.init.arch, self.recipe.batch, width) for width in widths])
+        return Forward(torch.stack(losses, 1), encoded, teachers, labels, flops)
 
     def _weights(self, control: Control) -> Tensor:
         """The factor of every loss of every sample [N, K, M, B or 1]: w_k t_m s_i / c_km."""
@@ -303,7 +304,7 @@ class DistillationProcess:
             rate = self.learning_rate()
             adamw_step(self.params, gradients, self.adam, rate, norms, self.recipe.clip, self.recipe.decay)
             self.update += 1
-            self.cost.student += self._flops(batch.width)
+            self.cost.student += 3 * batch.flops  # the backward pass costs two forward passes
             sums.append(_trace(batch, norms))
         self.cost.seconds["student"] += time.perf_counter() - begin
         return Trace(*(torch.stack(column).mean(0).float().cpu() for column in zip(*sums, strict=True)))
@@ -313,13 +314,18 @@ class DistillationProcess:
         """Mean last-layer [CLS] of the batch that is trained on next: the students' [N, H] and teacher 0's [N, H_t]."""
         begin = time.perf_counter()
         batch = self._forward(self.params, range(self.students))
-        self.cost.student += self._flops(batch.width) // 3
+        self.cost.student += batch.flops
         self.cost.seconds["student"] += time.perf_counter() - begin
         return batch.encoded.cls[:, -1].mean(1).float(), batch.teachers[0].cls[:, -1].mean(1).float()
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[tuple[Tokens, Tensor]]) -> Evaluation:
-        """All students on the same rows (`TokenSplit.batches` of a split), without gradients."""
+    def evaluate(
+        self, batches: Sequence[tuple[Tokens, Tensor]], charged: NDArray[np.bool_] | None = None
+    ) -> Evaluation:
+        """All students on the same rows (`TokenSplit.batches` of a split), without gradients.
+
+        The cost goes to the students that are `charged` [N] (all by default): those that asked for it.
+        """
         begin = time.perf_counter()
         loss, predictions, labels = [], [], []
         for tokens, target in batches:
@@ -328,7 +334,8 @@ class DistillationProcess:
             loss.append(flat.view(self.students, -1))
             predictions.append(logits.argmax(-1))
             labels.append(target)
-            self.cost.evaluation += forward_flops(self.init.arch, *tokens.ids.shape[-2:])
+            flops = forward_flops(self.init.arch, *tokens.ids.shape[-2:])
+            self.cost.evaluation += flops if charged is None else charged * flops
         predicted = torch.cat(predictions, 1)
         right = (predicted == torch.cat(labels)).float().mean(1)
         self.cost.seconds["evaluation"] += time.perf_counter() - begin
@@ -343,7 +350,11 @@ class DistillationProcess:
         tensors: dict[str, Tensor] = {}
         for kind, group in (("param", self.params), ("mean", self.adam.mean), ("square", self.adam.square)):
             tensors |= {f"{kind}.{name}": value.detach()[at.to(self.device)].cpu() for name, value in group.items()}
-        tensors |= {"step": self.adam.step[at], "update": self.update[at], "failed": self.failed[at]}
+        tensors |= {
+            "step": self.adam.step[at.to(self.device)].cpu(),
+            "update": self.update[at],
+            "failed": self.failed[at],
+        }
         tensors |= {"scale": self.scale[at.to(self.device)].cpu()}
         tensors["flops"] = torch.from_numpy(np.stack([self.cost.student, self.cost.evaluation], 1))[at]
         return State(tensors, [self.seeds[i] for i in chosen], [self.contexts[i] for i in chosen])
@@ -358,7 +369,7 @@ class DistillationProcess:
         for kind, group in (("param", self.params), ("mean", self.adam.mean), ("square", self.adam.square)):
             for name, value in group.items():
                 value[at.to(self.device)] = state.tensors[f"{kind}.{name}"].to(value)
-        self.adam.step[at] = state.tensors["step"]
+        self.adam.step[at.to(self.device)] = state.tensors["step"].to(self.device)
         self.update[at] = state.tensors["update"]
         self.failed[at] = state.tensors["failed"]
         self.scale[at.to(self.device)] = state.tensors["scale"].to(self.scale)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,14 @@ _LAST_TOKEN = ("xlnet",)  # families whose summary token is the last one
 class TeacherStore:
     """Logits [rows, C] and the summary state of every layer [rows, L, H] of one teacher, memory-mapped.
 
-    `key` names all that the numbers depend on: weights, tokenizer, data, split, length and dtype.
+    `key` names all that the numbers depend on: weights, tokenizer, data, split, length and dtype; `seconds` is what
+    filling it took.
     """
 
     logits: Tensor
     cls: Tensor
     key: dict[str, str]
+    seconds: float = 0.0
 
     @property
     def width(self) -> int:
@@ -96,8 +99,9 @@ def teacher_store(teacher: Path, data: TaskData, split: str, device: torch.devic
     key = store_key(teacher, data, split)
 
     def build(folder: Path) -> None:
+        begin = time.perf_counter()
         _fill(teacher, data, split, device, progress, folder)
-        write_json(folder / "key.json", key)
+        write_json(folder / "key.json", {"key": key, "seconds": round(time.perf_counter() - begin, 1)})
 
     folder = build_once(cache_dir() / "stores" / f"{data.task.name}-{digest(key)}", build)
     return open_store(folder, key)
@@ -106,10 +110,8 @@ def teacher_store(teacher: Path, data: TaskData, split: str, device: torch.devic
 def open_store(folder: Path, key: dict[str, str]) -> TeacherStore:
     """Map a store into memory; `KDGymError` if it belongs to another teacher, tokenizer or data."""
     load = functools.partial(np.load, mmap_mode="c")  # copy-on-write: torch takes no read-only arrays
-    store = TeacherStore(
-        torch.from_numpy(load(folder / "logits.npy")),
-        torch.from_numpy(load(folder / "cls.npy")),
-        json.loads((folder / "key.json").read_text()),
-    )
+    about = json.loads((folder / "key.json").read_text())
+    logits, cls = (torch.from_numpy(load(folder / f"{name}.npy")) for name in ("logits", "cls"))
+    store = TeacherStore(logits, cls, about["key"], about["seconds"])
     store.check(key)
     return store

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hub_logging
 
 from kd_gym.files import build_once, cache_dir, digest, file_digest, write_json
@@ -136,3 +137,22 @@ def fine_tuned(spec: TeacherSpec, checkpoint: Path, data: TaskData, device: torc
 def training_seconds(folder: Path) -> float:
     """How long the fine-tuning of this teacher took."""
     return float(json.loads((folder / "teacher.json").read_text())["seconds"])
+
+
+@torch.inference_mode()
+def word_states(folder: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> torch.Tensor:
+    """What the lower half of a teacher makes of each word piece between [CLS] and [SEP]: [V, H], kept on disk."""
+
+    def build(target: Path) -> None:
+        model = load_teacher(folder, device).eval()
+        half = model.config.num_hidden_layers // 2
+        states = []
+        for pieces in torch.arange(model.config.vocab_size, device=device).split(512):
+            first, last = (torch.full_like(pieces, i) for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))
+            output = model(torch.stack([first, pieces, last], 1), output_hidden_states=True)
+            states.append(output.hidden_states[half][:, 1].cpu())
+        save_file({"states": torch.cat(states)}, target / "words.safetensors")
+
+    key = digest(file_digest(folder / "model.safetensors"))
+    kept: dict[str, torch.Tensor] = load_file(build_once(cache_dir() / "words" / key, build) / "words.safetensors")
+    return kept["states"]

@@ -14,12 +14,12 @@ TRAIN = (
     Context("noise-30", label_noise=0.3),
     Context("noise-40", label_noise=0.4),
     Context("wrong-teacher", teachers="flipped"),
-    Context("early-teacher", teachers="early"),
     Context("share-10", train_share=0.1),
 )
 HELD_OUT = (
     Context("noise-20-slow", label_noise=0.2, rate=0.5),
     Context("wrong-teacher-share-25", teachers="flipped", train_share=0.25),
+    Context("early-teacher", teachers="early"),
     Context("early-teacher-noise-20", teachers="early", label_noise=0.2),
     Context("share-5", train_share=0.05),
 )

@@ -90,7 +90,8 @@ class Episodes:
         at = np.asarray(slots)
         contexts = [draw_context(self.config.context, seed) for seed in seeds]
         self.process.reset(seeds, contexts, slots)
-        evaluation = self.process.evaluate(self.reward_batches)
+        charged = np.isin(np.arange(len(self.seed)), at)
+        evaluation = self.process.evaluate(self.reward_batches, charged)
         self.seed[at] = seeds
         for array in (self.decisions, self.empty, self.trace, self.slope, self.gain, self.terms):
             array[at] = 0
@@ -114,7 +115,7 @@ class Episodes:
         rewards = np.zeros(len(due))
         self.terms[:] = 0
         if due.any():
-            self._measure(self.process.evaluate(self.reward_batches), due & ~failed)
+            self._measure(self.process.evaluate(self.reward_batches, due), due & ~failed)
             rewards = self._reward(due & ~failed)
         self.terms[failed] = (0, 0, FAILURE_REWARD)
         return np.where(failed, FAILURE_REWARD, rewards)

@@ -90,7 +90,10 @@ class DistillationEnv(gym.Env[observation.Array, Any]):
 
     @property
     def cost(self) -> dict[str, float]:
-        """FLOPs and seconds of the running episode's parts; seconds are measured, so they are not in `info`."""
+        """FLOPs of the running episode and seconds since the env was made, by part.
+
+        Seconds are measured, so they are not in `info`.
+        """
         cost = self.episodes.process.cost
         return {
             "student_flops": float(cost.student[0]),
@@ -156,7 +159,7 @@ class DistillationVectorEnv(gym.vector.VectorEnv[observation.Array, Any, NDArray
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's own form)
-        "render_modes": RENDER_MODES,
+        "render_modes": [],
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from kd_gym.backend.checkpoint import StudentInit
-from kd_gym.backend.process import DistillationProcess
+from kd_gym.backend.process import PROCESS_VERSION, DistillationProcess
 from kd_gym.backend.store import TeacherStore, teacher_store
-from kd_gym.backend.teacher import Progress, fine_tuned
+from kd_gym.backend.teacher import Progress, fine_tuned, training_seconds, word_states
 from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store
 from kd_gym.envs.contexts import context_set
 from kd_gym.envs.recipes import MINILM, Backend, EnvRecipe
@@ -58,11 +58,14 @@ def resolve_device(name: str) -> torch.device:
 
 
 class Teacher(NamedTuple):
-    """A teacher made real: its outputs on `train`, a hash of its weights, and its folder (None: it has none)."""
+    """A teacher made real: its outputs on `train`, a hash of its weights, its folder (None: it has none), and the
+    seconds that tuning and storing it took, once.
+    """
 
     store: TeacherStore
     hash: str
     folder: Path | None
+    seconds: float = 0.0
 
 
 class Lab:
@@ -101,7 +104,7 @@ class Lab:
     def fingerprint(self, context: str = "default") -> str:
         """A hash over all that fixes an episode's numbers, given its kwargs, seed and actions."""
         names = sorted({"full", *(c.teachers for c in context_set(context))})
-        return digest(self.recipe.hash, self.data.fingerprint, [self.teacher(n).hash for n in names])
+        return digest(PROCESS_VERSION, self.recipe.hash, self.data.fingerprint, [self.teacher(n).hash for n in names])
 
     def process(self, students: int, teachers: Iterable[str]) -> DistillationProcess:
         """A process over the train split with these teachers loaded. It never sees `select` and `report`."""
@@ -145,10 +148,12 @@ def open_lab(recipe: EnvRecipe, data: str = "auto", device: str = "auto", backen
         folder = fine_tuned(spec, checkpoint, loaded, target, progress)
         chosen = folder / ("early" if name == "early" else "final")
         store = teacher_store(chosen, loaded, "train", target, progress)
-        return Teacher(store, store.key["weights"][:16], chosen)
+        return Teacher(store, store.key["weights"][:16], chosen, training_seconds(folder) + store.seconds)
 
     def start(teacher: Teacher) -> StudentInit:
         assert teacher.folder is not None
-        return StudentInit.of(teacher.folder, recipe.architecture(loaded.classes), loaded.vocabulary)
+        folder = teacher.folder
+        words = functools.partial(word_states, folder, loaded.tokenizer, target)
+        return StudentInit.of(folder, recipe.architecture(loaded.classes), loaded.vocabulary, words)
 
     return Lab(recipe, loaded, target, make, start)

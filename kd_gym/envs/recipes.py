@@ -34,7 +34,7 @@ class EnvRecipe:
     updates: int = 10
     reward_rows: int = 256
     full: TeacherSpec = field(default_factory=lambda: TeacherSpec("full"))
-    flipped: TeacherSpec = field(default_factory=lambda: TeacherSpec("flipped", updates=150, label_noise=0.4, seed=1))
+    flipped: TeacherSpec = field(default_factory=lambda: TeacherSpec("flipped", updates=300, label_noise=0.6, seed=1))
 
     def __post_init__(self) -> None:
         if self.process.horizon % self.updates:
@@ -76,5 +76,5 @@ def recipe_of(task: str | None, base: bool = False, backend: Backend = "full") -
         updates=100,
         reward_rows=1000,
         full=spec,
-        flipped=replace(spec, name="flipped", label_noise=0.4, seed=1),
+        flipped=replace(spec, name="flipped", label_noise=0.6, seed=1),
     )

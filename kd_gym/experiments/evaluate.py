@@ -43,6 +43,7 @@ class Comparison:
     data_fingerprint: str
     teacher_hash: str
     teacher: dict[str, float]
+    teacher_seconds: float
     metrics: tuple[str, ...]
     rows: list[Row]
 
@@ -79,7 +80,17 @@ class Comparison:
             for row in self.rows
         ]
         head = {k: v for k, v in self.__dict__.items() if k != "rows"}
-        return {**head, "seeds": len(self.rows[0].episodes), "rows": rows}
+        plain: dict[str, Any] = _finite({**head, "seeds": len(self.rows[0].episodes), "rows": rows})
+        return plain
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON cannot hold: the interval of one seed, the loss of a diverged student."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def load_controller(name: str, spec: EnvSpec, config: Any = None) -> tuple[Controller, EnvSpec]:
@@ -121,11 +132,11 @@ def compare(
     rows = []
     for name, controller, spec in loaded:
         env = spec.make()
-        fixed = not getattr(controller, "learns", False)
-        kept = fixed and type(controller).__module__.startswith("kd_gym.")  # own controllers may change under a name
+        # own controllers may change under their names, so they are neither kept nor counted among the fixed ones
+        fixed = not getattr(controller, "learns", False) and type(controller).__module__.startswith("kd_gym.")
         episodes = []
         for seed in range(EVALUATION_SEEDS, EVALUATION_SEEDS + seeds):
-            if kept:
+            if fixed:
                 episodes.append(play_fixed(env, controller, name, {"id": spec.id, **spec.kwargs}, seed))
             else:
                 episodes.append(play(env, controller, seed))
@@ -141,6 +152,7 @@ def compare(
         data_fingerprint=lab.data.fingerprint,
         teacher_hash=lab.teacher().hash,
         teacher=teacher_scores(lab, "full", "report"),
+        teacher_seconds=lab.teacher().seconds,
         metrics=lab.data.task.metrics,
         rows=rows,
     )

@@ -73,8 +73,8 @@ def save_checkpoint(controller: Controller, folder: Path, name: str, about: dict
     partial.mkdir(parents=True)
     controller.save(partial)
     write_json(partial / "about.json", about)
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
+    if target.exists():  # or else a kill has left `old` as the only whole one
+        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)

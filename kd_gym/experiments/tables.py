@@ -35,6 +35,8 @@ def comparison_table(comparison: Comparison) -> Table:
     table.caption = (
         f"data {comparison.source} ({comparison.data_fingerprint}), teacher {comparison.teacher_hash}"
         + (f" with report {teacher}" if teacher else "")
-        + "; reward is from the reward split; cost is one episode's student and evaluations"
+        + "; reward is from the reward split; GFLOP and seconds are one episode's student, evaluations and controller"
+        + (f"\nthe teacher, once: {comparison.teacher_seconds:.0f} s" if comparison.teacher_seconds else "")
+        + (f"\n{comparison.notice}" if comparison.notice else "")
     )
     return table

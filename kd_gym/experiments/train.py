@@ -69,7 +69,9 @@ def train(
         raise KDGymError(f"the seed must lie between 0 and {TRAIN_SEEDS - 1}, not {seed}")
     if num_envs < 1 or (steps is not None and steps < 1):
         raise KDGymError("--num-envs and --steps must be at least 1")
-    _, _, spec = agent_for(agent, EnvSpec(env, data, device, backend, dict(env_config or {})))  # type: ignore[arg-type]
+    cls, _, spec = agent_for(agent, EnvSpec(env, data, device, backend, dict(env_config or {})))  # type: ignore[arg-type]
+    if not getattr(cls, "learns", False):
+        raise KDGymError(f"{agent} does not learn; score it with: kd-gym evaluate {agent} --env {env}")
     folder = out or Path("runs") / f"{spec.id}-{agent.replace(':', '-')}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and any(folder.iterdir()):
         raise KDGymError(f"{folder} is not empty; give another --out, or go on with: kd-gym train --resume {folder}")
@@ -110,16 +112,16 @@ def _run(config: RunConfig, folder: Path, progress: Progress | None) -> TrainRes
         about = json.loads((kept / "about.json").read_text())
         done, best = about["steps"], about["best"] if about["best"] is not None else -math.inf
     if done < config.steps and getattr(controller, "learns", False):
-        _learn(config, controller, folder, done, best, progress)
+        done = _learn(config, controller, folder, done, best, progress)
     comparison = final_table(config, folder, progress)
     seconds = time.perf_counter() - begin
-    write_json(folder / "result.json", {**comparison.as_json(), "seconds": round(seconds, 1)})
+    write_json(folder / "result.json", {**comparison.as_json(), "steps": done, "seconds": round(seconds, 1)})
     return TrainResult(folder, comparison, seconds)
 
 
 def _learn(
     config: RunConfig, controller: Controller, folder: Path, done: int, best: float, progress: Progress | None
-) -> None:
+) -> int:
     """Learn the remaining steps; look at `select` now and then, keep the best policy and the last state."""
     judge = config.spec.make()
     metric = judge.lab.data.task.metrics[0]
@@ -136,11 +138,13 @@ def _learn(
         return f"select {metric} {score:.3f} (best {best:.3f})"
 
     task = progress.add_task("training", total=config.steps, completed=done) if progress else None
-    with writer_for(folder) as writer:
+    with writer_for(folder, done) as writer:
         bar = (progress, task) if progress and task is not None else None
         watch = Watch(config.spec.make_vec(config.num_envs), writer, REVIEW_EPISODES, review, done, bar)
         controller.learn(watch, config.steps - done, folder)
-        review(max(watch.steps, config.steps))
+        done = max(watch.steps, config.steps)
+        review(done)
+    return done
 
 
 def final_table(config: RunConfig, folder: Path, progress: Progress | None = None) -> Comparison:

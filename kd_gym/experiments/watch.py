@@ -19,7 +19,8 @@ class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
     """A vector env that reports on its own episodes.
 
     TensorBoard tags: `student/*`, `reward/*`, `cost/*` at the end of every episode; `policy/*` (mean and spread of
-    each weight, and a figure of weight over progress) after every `every` episodes, when `review` is called too.
+    each weight, and a figure of weight over progress) after every `every` episodes; `review` is called before the step
+    that follows.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
         self.steps = done
         self.progress = progress
         self.ended = 0
+        self.due = False
         self.words = ""
         self.returns = np.zeros(env.num_envs)
         self.paths: list[list[dict[str, float]]] = [[] for _ in range(env.num_envs)]
@@ -51,6 +53,9 @@ class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
 
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Step the env below and report."""
+        if self.due:  # now that the agent has also learnt from the end of those episodes
+            self.due = False
+            self.words = self.review(self.steps)
         seen, rewards, terminated, truncated, infos = self.env.step(actions)
         self.steps += self.num_envs
         self.returns += rewards
@@ -66,7 +71,7 @@ class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
             bar.update(task, completed=self.steps, description=f"training  {self.words}")
         if self.ended // self.every > before // self.every:
             self._policy()
-            self.words = self.review(self.steps)
+            self.due = True
         return seen, rewards, terminated, truncated, infos
 
     def _episode(self, slot: int, info: dict[str, Any]) -> None:
@@ -101,9 +106,9 @@ class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
         self.recent = []
 
 
-def writer_for(folder: Path) -> SummaryWriter:
-    """The TensorBoard writer of a run."""
-    return SummaryWriter(str(folder), flush_secs=10)
+def writer_for(folder: Path, done: int = 0) -> SummaryWriter:
+    """The TensorBoard writer of a run; what an interrupted one wrote after step `done` is no longer shown."""
+    return SummaryWriter(str(folder), flush_secs=10, purge_step=done + 1)
 
 
 __all__ = ["Path", "Watch", "writer_for"]

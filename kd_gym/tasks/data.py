@@ -81,7 +81,8 @@ def build_data(source: Source, tokenizer: PreTrainedTokenizerBase, cache: Path |
     tables = [source.train, *([source.validation] if source.validation else [])]
     content = text_digest(f"{y}\t{normalise(x)}\0{x}" for t in tables for x, y in zip(t.texts, t.labels, strict=True))
     tokenizer_hash = tokenizer_digest(tokenizer)
-    key = digest(CARVE_VERSION, task.name, task.nested, task.max_length, content, tokenizer_hash)
+    sizes = [len(table) for table in tables]
+    key = digest(CARVE_VERSION, task.name, task.nested, task.max_length, sizes, content, tokenizer_hash)
     if cache is None:
         tensors = _prepare(source, tokenizer)
     else:

@@ -1,7 +1,9 @@
 """Rows out of CSV, JSONL and Parquet files, checked one by one: an error names file, row and remedy."""
 
 import csv
+import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ TEXT_COLUMNS = (
     ("text1", "text2"),
     ("sentence",),
 )
+_WHOLE = re.compile("-?[0-9]+")
 
 
 @dataclass
@@ -49,12 +52,15 @@ def _decode(path: Path) -> str:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(_decode(path).splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(_decode(path), newline=""), strict=True)
     csv.field_size_limit(1 << 24)
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise KDGymError(f"{path}, line {reader.line_num}: {len(reader.fieldnames or [])} columns are expected")
+                columns = len(reader.fieldnames or [])
+                raise KDGymError(
+                    f"{path}, line {reader.line_num}: {columns} columns are expected; quote fields that hold commas"
+                )
             yield reader.line_num, row
     except csv.Error as error:
         raise KDGymError(f"{path}, line {reader.line_num}: {error}; quote fields that hold commas") from None
@@ -78,11 +84,28 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     from pyarrow import parquet
 
     try:
-        yield from enumerate(parquet.read_table(path).to_pylist(), start=1)
-    except pyarrow.ArrowException as error:
-        raise KDGymError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise KDGymError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); write it anew") from None
+    for place, column in enumerate(table.schema):
+        if pyarrow.types.is_binary(column.type):  # some writers do not mark text as text
+            text = table.column(place).cast(pyarrow.string(), safe=False)
+            table = table.set_column(place, column.name, text)
+    size = 1000
+    for begin in range(0, len(table), size):
+        try:
+            yield from enumerate(table.slice(begin, size).to_pylist(), start=begin + 1)
+        except UnicodeDecodeError:
+            row = next(r for r in range(begin, len(table)) if not _decodes(table.slice(r, 1)))
+            raise KDGymError(f"{path}, row {row + 1}: not UTF-8 text; save the column as UTF-8 strings") from None
+
+
+def _decodes(table: Any) -> bool:
+    try:
+        table.to_pylist()
     except UnicodeDecodeError:
-        raise KDGymError(f"{path}: a text column is not UTF-8; save it as UTF-8 strings") from None
+        return False
+    return True
 
 
 def read_file(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -108,9 +131,9 @@ def infer_task(path: Path) -> Task:
             f"{path}, row {rows[0][0]}: {missing} is missing among {', '.join(map(str, columns))}; rename one to "
             "'label' and one or two to 'text' or 'text1' and 'text2'"
         )
-    values = {str(row[label]) for _, row in rows if row.get(label) is not None}
-    numeric = all(v.lstrip("-").isdigit() for v in values)
-    labels = tuple(sorted(values, key=int) if numeric else sorted(values))
+    values = {str(row[label]) for _, row in rows if row.get(label) not in (None, "")}
+    numeric = all(_WHOLE.fullmatch(v) for v in values)
+    labels = tuple(sorted(sorted(values), key=int) if numeric else sorted(values))
     if len(labels) < 2:
         raise KDGymError(f"{path}: one class only ({', '.join(labels) or 'no label'}); two or more are needed")
     return Task("Own", text, labels)
@@ -130,11 +153,11 @@ def parse_rows(path: Path, task: Task, label_column: str | None = None) -> Rows:
                 f"{path}, row {found[0][0]}: column {column!r} is missing; it has {', '.join(map(str, columns))}"
             )
     numbers = {name: index for index, name in enumerate(task.labels)}
-    if not any(name.lstrip("-").isdigit() for name in task.labels):
+    if not any(_WHOLE.fullmatch(name) for name in task.labels):
         numbers |= {str(index): index for index in range(len(task.labels))}
     rows = Rows()
     for number, row in found:
-        text = tuple(str(row.get(column) or "") for column in task.text)
+        text = tuple("" if row.get(column) is None else str(row[column]) for column in task.text)
         if not all(part.strip() for part in text):
             raise KDGymError(f"{path}, row {number}: empty text; remove the row or fill {' and '.join(task.text)}")
         label = numbers.get(str(row.get(label_column)))

@@ -1,8 +1,9 @@
 """Where a task's rows come from: given folders, the Hugging Face hub, or the embedded corpus."""
 
+import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kd_gym.errors import KDGymError
@@ -29,7 +30,13 @@ class Source:
 
 
 def _split_file(folder: Path, stem: str) -> Path | None:
-    return next((f for s in SUFFIXES for f in sorted(folder.glob(f"{stem}*{s}"))), None)
+    for suffix in SUFFIXES:
+        found = sorted(folder.glob(f"{stem}*{suffix}"))
+        if len(found) > 1 and "-of-" in found[0].name:
+            raise KDGymError(f"{found[0]}: one of {len(found)} parts; merge them into {stem}{suffix}")
+        if found:
+            return found[0]
+    return None
 
 
 def _folder(folder: Path) -> tuple[Path, Path | None] | None:
@@ -53,9 +60,9 @@ def _from_path(task: Task | None, text: str) -> Source:
     for part in parts:
         if not part.exists():
             raise KDGymError(f"{part}: no such file or folder; --data takes auto, hub, embedded or a path")
+    if len(parts) > 2 or (len(parts) == 2 and not all(part.is_file() for part in parts)):
+        raise KDGymError(f"{text}: one folder, one file, or TRAIN,VALIDATION files are expected")
     if parts[0].is_file():
-        if len(parts) > 2:
-            raise KDGymError(f"{text}: one file, or TRAIN,VALIDATION, is expected")
         return _read_pair(task, parts[0], parts[1] if len(parts) == 2 else None)
     inner = parts[0] / task.name.lower() if task else parts[0]
     found = (_folder(inner) if inner.is_dir() else None) or _folder(parts[0])
@@ -72,6 +79,25 @@ def _given_folders(task: Task) -> Iterator[Source]:
             yield _read_pair(task, *found)
 
 
+@contextlib.contextmanager
+def _cache_alone_unless_the_hub_answers() -> Iterator[None]:
+    """Ask the hub once, for five seconds at most; its client by itself retries for half a minute, aloud."""
+    import datasets
+    import huggingface_hub as hub
+
+    try:
+        answers = hub.get_session().head(hub.constants.ENDPOINT, timeout=5).status_code < 500
+    except Exception:  # any of the client's many kinds, offline mode among them
+        answers = False
+    before = datasets.config.HF_HUB_OFFLINE, hub.constants.HF_HUB_OFFLINE
+    if not answers:
+        datasets.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, hub.constants.HF_HUB_OFFLINE = before
+
+
 def _from_hub(task: Task) -> Source:
     """The task from the hub or the hub's local cache; says within seconds when neither answers."""
     if task.hub is None:
@@ -81,7 +107,8 @@ def _from_hub(task: Task) -> Source:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(*task.hub)
+        with _cache_alone_unless_the_hub_answers():
+            loaded = datasets.load_dataset(*task.hub)
         splits = {name: loaded[name].to_dict() for name in ("train", task.validation)}
     except Exception as error:  # the hub's client raises many kinds, all of which mean the same here
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
@@ -107,7 +134,8 @@ def _from_embedded(task: Task) -> Source:
             "SST2 IS NOT SST-2 HERE: the embedded stand-in is the Rotten Tomatoes sentences, and `report` is carved "
             "from them. Do not compare these scores with published SST-2 numbers."
         )
-    return Source(task, embedded.reviews(), None, "embedded:rotten_tomatoes", notice)
+    sentences = replace(task, nested=False)  # whole sentences, no phrases of them
+    return Source(sentences, embedded.reviews(), None, "embedded:rotten_tomatoes", notice)
 
 
 def load_source(task_name: str | None, data: str = "auto") -> Source:

@@ -7,6 +7,7 @@ from kd_gym.files import text_digest
 from kd_gym.tasks.sources import Source
 
 SPLITS = ("train", "reward", "select", "report")
+SMALLEST_TRAIN = 64  # one batch of the largest recipe
 CARVE_VERSION = 1  # a part of every cache key: raise it when a change here moves a row
 
 
@@ -51,7 +52,7 @@ def carve(source: Source) -> dict[str, list[int]]:
             taken.add(key)
             rows.append(row)
     candidates = rows
-    if source.task.nested and source.validation:
+    if source.task.nested:
         candidates = [rows[i] for i in find_roots([keys[r] for r in rows])]
     size = min(1000, len(rows) // 10)
     held_names = ("reward", "select") if source.validation else ("reward", "select", "report")
@@ -64,6 +65,11 @@ def carve(source: Source) -> dict[str, list[int]]:
     held = {row for split in splits.values() for row in split}
     inside = {s for r in held for s in _spans(keys[r].split())} if candidates is not rows else set()
     splits["train"] = [r for r in rows if r not in held and hash(tuple(keys[r].split())) not in inside]
+    if len(splits["train"]) < SMALLEST_TRAIN:
+        raise KDGymError(
+            f"{source.name}: {len(splits['train'])} of {len(keys)} rows are left to train on when duplicates and "
+            f"held-out rows are gone, fewer than one batch of {SMALLEST_TRAIN}; add rows"
+        )
     if source.validation:
         splits["report"] = list(range(len(source.validation)))
     return {name: splits[name] for name in SPLITS}

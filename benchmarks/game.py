@@ -1,0 +1,130 @@
+"""Is an id worth playing? Spread and room of its fixed controls, in units of the seed spread.
+
+    python benchmarks/game.py KnowledgeSelect-SST2 [--data auto] [--seeds 8] [--out benchmarks/results/game]
+
+Every fixed control (the equal mixes of one, two and all knowledge types that contain `hard` or `response`) runs a
+whole episode in every training context, `seeds` students at a time; cross-entropy on `select` is kept. Finished cells
+are not run again.
+
+- seed spread: root of the mean, over contexts and controls, of the variance across seeds.
+- spread of a context: (worst - best mean over seeds) / seed spread.
+- room: mean over contexts of (best single control over all contexts - best control of the context) / seed spread.
+
+With `--facts` the numbers are written to where `kd-gym describe` reads them.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kd_gym.backend.process import Control
+from kd_gym.envs.contexts import TRAIN
+from kd_gym.envs.lab import Lab
+from kd_gym.experiments.setup import EnvSpec
+from kd_gym.files import write_json
+
+SEEDS = 3_000_000_000  # apart from those of training, selection and evaluation
+
+
+def controls(knowledge: tuple[str, ...]) -> dict[str, list[float]]:
+    """Equal mixes of one, two and all types that contain `hard` or `response`, by name."""
+    mixes = {}
+    for size in (1, 2, len(knowledge)):
+        for chosen in itertools.combinations(knowledge, size):
+            if {"hard", "response"} & set(chosen):
+                mixes["+".join(chosen)] = [(name in chosen) / size for name in knowledge]
+    return mixes
+
+
+def run_cell(lab: Lab, weights: list[float], context: Any, seeds: int) -> dict[str, list[float]]:
+    """Cross-entropy and accuracy on `select` of whole episodes under one control, one value for each seed."""
+    process = lab.process(seeds, [context.teachers])
+    process.reset([SEEDS + i for i in range(seeds)], [context] * seeds)
+    process.advance(Control(torch.tensor([weights] * seeds)), lab.recipe.process.horizon)
+    evaluation = process.evaluate(lab.data.split("select").to(lab.device).batches())
+    return {"cross_entropy": evaluation.cross_entropy.tolist(), "accuracy": evaluation.accuracy.tolist()}
+
+
+def summarise(cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Spread of each context and room over all, from cells[context][control]."""
+    table = {c: {k: np.array(v["cross_entropy"]) for k, v in row.items()} for c, row in cells.items()}
+    seed_spread = float(np.sqrt(np.mean([v.var(ddof=1) for row in table.values() for v in row.values()])))
+    means = {c: {k: float(v.mean()) for k, v in row.items()} for c, row in table.items()}
+    names = list(next(iter(means.values())))
+    best_single = min(names, key=lambda k: np.mean([row[k] for row in means.values()]))
+    best = {c: min(row, key=row.__getitem__) for c, row in means.items()}
+    return {
+        "seed_spread": seed_spread,
+        "spread": {c: (max(row.values()) - min(row.values())) / seed_spread for c, row in means.items()},
+        "room": float(np.mean([row[best_single] - row[best[c]] for c, row in means.items()])) / seed_spread,
+        "best_single": best_single,
+        "best": best,
+    }
+
+
+def markdown(env: str, source: str, cells: dict[str, dict[str, Any]], summary: dict[str, Any]) -> str:
+    """The table of cells and the summary."""
+    names = list(next(iter(cells.values())))
+    lines = [f"| {env}, {source} | " + " | ".join(cells) + " |", "|---" * (len(cells) + 1) + "|"]
+    for name in names:
+        row = [np.array(cells[c][name]["cross_entropy"]) for c in cells]
+        marked = [
+            f"**{v.mean():.3f}**" if summary["best"][c] == name else f"{v.mean():.3f}"
+            for c, v in zip(cells, row, strict=True)
+        ]
+        lines.append(
+            f"| {name} | " + " | ".join(f"{m} ± {v.std(ddof=1):.3f}" for m, v in zip(marked, row, strict=True)) + " |"
+        )
+    lines.append("| spread | " + " | ".join(f"{summary['spread'][c]:.1f}" for c in cells) + " |")
+    lines.append("")
+    lines.append(
+        f"Seed spread {summary['seed_spread']:.4f}; best single fixed control {summary['best_single']}; "
+        f"room {summary['room']:.1f} seed spreads."
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("env")
+    parser.add_argument("--data", default="auto")
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/game"))
+    parser.add_argument("--facts", action="store_true")
+    args = parser.parse_args()
+
+    spec = EnvSpec(args.env, args.data)
+    lab = spec.lab()
+    source = lab.data.source.split(":")[0]
+    file = args.out / f"{spec.id}-{source}.json"
+    about = {"env": spec.id, "recipe": lab.recipe.hash, "data": lab.data.fingerprint, "source": lab.data.source}
+    about |= {"seeds": args.seeds, "teacher": lab.teacher().hash, "threads": torch.get_num_threads()}
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    cells: dict[str, dict[str, Any]] = kept["cells"] if all(kept.get(k) == v for k, v in about.items()) else {}
+    for context in TRAIN:
+        for name, weights in controls(lab.recipe.process.knowledge).items():
+            if name not in cells.setdefault(context.name, {}):
+                cells[context.name][name] = run_cell(lab, weights, context, args.seeds)
+                values = cells[context.name][name]["cross_entropy"]
+                print(f"{context.name:16s} {name:36s} {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}", flush=True)
+                write_json(file, {**about, "cells": cells})
+    summary = summarise(cells)
+    write_json(file, {**about, "cells": cells, "summary": summary})
+    text = markdown(spec.id, lab.data.source, cells, summary)
+    file.with_suffix(".md").write_text(f"`python benchmarks/game.py {args.env}`\n\n{text}\n")
+    print(text)
+    if args.facts:
+        place = Path(__file__).parents[1] / "kd_gym" / "envs" / "facts.json"
+        facts = json.loads(place.read_text())
+        others = [f for f in facts.get(spec.id, []) if f["source"] != lab.data.source]
+        facts[spec.id] = [*others, {**about, **summary}]
+        write_json(place, facts)
+
+
+if __name__ == "__main__":
+    main()
