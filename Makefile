@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 # The main job on the embedded data: about a quarter of an hour on two cores, no question asked, no hub.
 demo: $(VENV)/installed
-	$(BIN)/kd-gym train --env KnowledgeSelect-SST2 --agent ppo --data embedded --steps 1500
+	$(BIN)/kd-gym train --env KnowledgeSelect-SST2 --agent ppo --data embedded --steps 750
 
 # Everything that has to hold: style, types, layers, and all tests, slow ones included.
 test: $(VENV)/installed
@@ -15,7 +15,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "" --durations=10
+	$(BIN)/python -m pytest -m "" -n 2 --durations=10
 
 # The fast tests alone.
 quick: $(VENV)/installed

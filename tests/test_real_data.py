@@ -1,0 +1,66 @@
+"""Ids on real text with the real checkpoint; the teacher is tuned for a few updates, so the scores mean nothing."""
+
+import functools
+import os
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from gymnasium.utils.env_checker import check_env
+from pyarrow import parquet
+
+from kd_gym import KDGymError
+from kd_gym.backend.teacher import TeacherSpec
+from kd_gym.envs import lab, recipes
+from kd_gym.envs.knowledge_select import ActionKind
+from kd_gym.experiments.score import teacher_scores
+from kd_gym.tasks import embedded
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def few_rows(tmp_path, monkeypatch):
+    """A data folder with the first rows of a task's files."""
+
+    def make(task: str, rows: int = 1200) -> None:
+        folders = [Path(f) / task.lower() for f in os.environ.get("KD_GYM_DATA", "").split(os.pathsep) if f]
+        given = next((f for f in folders if (f / "train.parquet").exists()), None)
+        if given is None:
+            pytest.skip(f"KD_GYM_DATA has no files of {task}")
+        try:
+            embedded.minilm()
+        except KDGymError:
+            pytest.skip("the embedded checkpoint is not installed")
+        (tmp_path / task.lower()).mkdir()
+        for name in ("train", "validation"):
+            table = parquet.read_table(given / f"{name}.parquet").slice(0, rows if name == "train" else 100)
+            parquet.write_table(table, tmp_path / task.lower() / f"{name}.parquet")
+        monkeypatch.setenv("KD_GYM_DATA", str(tmp_path))
+        monkeypatch.setattr(recipes, "TeacherSpec", functools.partial(TeacherSpec, updates=4))
+        lab.open_lab.cache_clear()
+
+    yield make
+    lab.open_lab.cache_clear()
+
+
+@pytest.mark.parametrize("task", ["SST2", "MRPC", "RTE"])
+def test_gymnasiums_checker_passes_on_real_data(task, few_rows):
+    few_rows(task)
+    for action in ActionKind.__args__:
+        env = gym.make(f"KnowledgeSelect-{task}-v0", action=action, device="cpu").unwrapped
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_env(env, skip_render_check=True)
+    assert env.lab.data.source == f"files:{task.lower()}/train.parquet"
+    assert set(teacher_scores(env.lab, "full", "select")) == set(env.lab.data.task.metrics)
+    # a second lab takes the teacher, its store and the word states from the cache
+    before = sorted(Path(os.environ["KD_GYM_CACHE"]).rglob("*.safetensors"))
+    kept = env.lab.teacher().hash
+    lab.open_lab.cache_clear()
+    again = gym.make(f"KnowledgeSelect-{task}-v0", device="cpu").unwrapped
+    assert again.lab.teacher().hash == kept
+    assert again.lab.init.shared["word"].equal(env.lab.init.shared["word"])
+    assert sorted(Path(os.environ["KD_GYM_CACHE"]).rglob("*.safetensors")) == before
+    assert not list(Path(os.environ["KD_GYM_CACHE"]).rglob("*.partial"))
