@@ -13,6 +13,7 @@ TRAIN = (
     DEFAULT,
     Context("noise-30", label_noise=0.3),
     Context("noise-40", label_noise=0.4),
+    Context("noise-30-share-25", label_noise=0.3, train_share=0.25),
     Context("wrong-teacher", teachers="flipped"),
     Context("share-10", train_share=0.1),
 )
