@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd_gym.backend.process import Control
+from kd_gym.backend.terms import Control
 from kd_gym.envs.contexts import TRAIN
 from kd_gym.envs.lab import Lab
 from kd_gym.experiments.setup import EnvSpec

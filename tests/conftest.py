@@ -3,7 +3,8 @@ import pytest
 import torch
 
 import kd_gym  # noqa: F401 (registers the ids)
-from kd_gym.backend.process import DistillationProcess, Recipe
+from kd_gym.backend.process import DistillationProcess
+from kd_gym.backend.terms import Recipe
 from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store
 
 

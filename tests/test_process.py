@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kd_gym.backend.knowledge import KNOWLEDGE, Batch, TeacherBatch
-from kd_gym.backend.process import Control
 from kd_gym.backend.state import Context, State
+from kd_gym.backend.terms import Control
 from kd_gym.backend.tiny import tiny_data
 
 K = 4

@@ -266,7 +266,8 @@ def test_a_hub_that_cannot_be_reached_is_named_within_seconds_with_the_alternati
     assert "the hub did not give nyu-mll/glue" in said
     for alternative in ("--data embedded", "--data PATH", "KD_GYM_DATA"):
         assert alternative in said
-    assert float(seconds) < 15  # the client's own retries take 23
+    assert "Retrying" not in done.stderr
+    assert float(seconds) < 20  # two on an idle machine; the client's own retries sleep for 23
 
 
 @pytest.mark.slow

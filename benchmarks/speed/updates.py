@@ -30,9 +30,10 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from kd_gym.backend.checkpoint import StudentInit
 from kd_gym.backend.encoder import Architecture
-from kd_gym.backend.process import Control, DistillationProcess, Recipe
+from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.state import Context
 from kd_gym.backend.store import TeacherStore
+from kd_gym.backend.terms import Control, Recipe
 from kd_gym.envs.episodes import EpisodeConfig, Episodes
 from kd_gym.envs.knowledge_select import KnowledgeSelect
 from kd_gym.envs.lab import Lab, Teacher
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
     data = load_data("SST2", "auto", embedded.minilm())
     arch = Architecture(

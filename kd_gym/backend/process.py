@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,96 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kd_gym.backend.checkpoint import StudentInit
-from kd_gym.backend.encoder import Attention, Encoded, Params, encode, forward_flops, parameter_shapes
+from kd_gym.backend.encoder import Params, encode, forward_flops, parameter_shapes
 from kd_gym.backend.knowledge import KNOWLEDGE, Batch, KnowledgeType, TeacherBatch
 from kd_gym.backend.optim import AdamWState, adamw_step, gradient_norms
 from kd_gym.backend.state import Context, State
 from kd_gym.backend.store import TeacherStore
+from kd_gym.backend.terms import Control, Cost, Evaluation, Forward, Recipe, Trace
 from kd_gym.errors import KDGymError
 from kd_gym.tasks.batches import Buckets, RowStream, flip_labels
 from kd_gym.tasks.tokens import Tokens, TokenSplit
 
 MIN_SCALE = 1e-3
 PROCESS_VERSION = 1  # a part of every kept score's key: raise it when a change here moves a student's numbers
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How students are trained, whatever the control: a part of what an id means.
-
-    Attributes:
-        knowledge: the names of the knowledge types, in the order of the control.
-        horizon: updates of one episode; the learning rate warms up over a tenth of it and falls to 0 at its end.
-        scale_batches: how many batches after reset measure the losses' scales.
-    """
-
-    knowledge: tuple[str, ...] = ("hard", "response", "feature", "relation")
-    horizon: int = 150
-    batch: int = 64
-    learning_rate: float = 1e-3
-    tau: float = 2.0
-    decay: float = 0.01
-    clip: float = 1.0
-    scale_batches: int = 4
-    data_key: int = 0
-    attention: Attention = "fused"
-
-
-class Control(NamedTuple):
-    """What one decision sets, each student's own: knowledge weights [N, K], which sum to 1; teacher weights [N, M] or
-    [N, B, M], which sum to 1 over teachers; sample weights [N, B], of mean 1. None is uniform.
-    """
-
-    knowledge: Tensor
-    teachers: Tensor | None = None
-    samples: Tensor | None = None
-
-
-class Forward(NamedTuple):
-    """One forward pass of n students: every knowledge loss of every sample from every teacher [n, K, M, B], what it was
-    made of, the labels as the students see them [n, B], and each student's own FLOPs [n].
-    """
-
-    losses: Tensor
-    encoded: Encoded
-    teachers: list[TeacherBatch]
-    labels: Tensor
-    flops: NDArray[np.int64]
-
-
-class Trace(NamedTuple):
-    """Means over the updates of one `advance`, each [N]; `losses` [N, K] before weights and scales."""
-
-    losses: Tensor
-    gradient_norm: Tensor
-    entropy: Tensor
-    agreement: Tensor
-    teacher_accuracy: Tensor
-
-
-class Evaluation(NamedTuple):
-    """What students make of a fixed set of rows: cross-entropy and accuracy [N], predicted classes [N, rows]."""
-
-    cross_entropy: Tensor
-    accuracy: Tensor
-    predictions: Tensor
-
-
-@dataclass
-class Cost:
-    """What was spent: FLOPs of each student since its reset [N], and seconds of all together since the start, by part.
-
-    FLOPs are counted at a student's own padded widths, so that they do not depend on its neighbours.
-    """
-
-    student: NDArray[np.int64]
-    evaluation: NDArray[np.int64]
-    seconds: dict[str, float] = field(default_factory=lambda: {"student": 0.0, "evaluation": 0.0})
-
-    @property
-    def flops(self) -> NDArray[np.int64]:
-        """Both parts together."""
-        return self.student + self.evaluation
 
 
 @torch.no_grad()

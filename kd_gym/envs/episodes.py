@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kd_gym.backend.process import Control, Evaluation, Trace
 from kd_gym.backend.state import State
+from kd_gym.backend.terms import Control, Evaluation, Trace
 from kd_gym.envs import observation
 from kd_gym.envs.contexts import context_set, draw_context
 from kd_gym.envs.lab import Lab

@@ -44,7 +44,8 @@ def checked(space: spaces.Space[Any], action: Any) -> Any:
     if isinstance(space, spaces.Box):
         action = np.asarray(action, space.dtype)
     elif isinstance(space, spaces.Discrete):
-        action = np.int64(action) if np.ndim(action) == 0 else action
+        whole = np.ndim(action) == 0 and np.isfinite(action) and action == np.floor(action)
+        action = np.int64(action) if whole else action
     else:
         action = np.asarray(action)
     if not space.contains(action):
@@ -212,7 +213,7 @@ class DistillationVectorEnv(gym.vector.VectorEnv[observation.Array, Any, NDArray
 
         The last observation and info of an ended episode are in `info["final_obs"]` and `info["final_info"]`.
         """
-        actions = np.asarray(actions, self.action_space.dtype)
+        actions = np.asarray(actions)
         if len(actions) != self.num_envs:
             raise KDGymError(f"{len(actions)} actions were given for {self.num_envs} students")
         weights, empty = self.family.weights(np.stack([checked(self.single_action_space, a) for a in actions]))

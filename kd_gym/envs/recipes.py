@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from kd_gym.backend.encoder import Architecture
-from kd_gym.backend.process import Recipe
 from kd_gym.backend.teacher import TeacherSpec
+from kd_gym.backend.terms import Recipe
 from kd_gym.files import digest
 
 Backend = Literal["full", "tiny"]

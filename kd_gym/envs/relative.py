@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import torch
 
-from kd_gym.backend.process import Control
 from kd_gym.backend.state import Context
+from kd_gym.backend.terms import Control
 from kd_gym.envs.lab import Lab
 from kd_gym.files import cache_dir, digest, write_json
 

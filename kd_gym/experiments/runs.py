@@ -59,7 +59,10 @@ def read_config(folder: Path) -> RunConfig:
     """The configuration of a run directory."""
     if not is_run(str(folder)):
         raise KDGymError(f"{folder} is no run directory: it has no config.yaml")
-    loaded = yaml.safe_load((folder / "config.yaml").read_text())
+    try:
+        loaded = yaml.safe_load((folder / "config.yaml").read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        loaded = None
     names = {f.name for f in fields(RunConfig)}
     if not isinstance(loaded, dict) or set(loaded) != names:
         raise KDGymError(f"{folder / 'config.yaml'} is not of this version: it should have {', '.join(sorted(names))}")

@@ -12,8 +12,9 @@ import torch
 import kd_gym
 from kd_gym.agents.protocol import Controller
 from kd_gym.backend.metrics import METRICS
-from kd_gym.backend.process import DistillationProcess, Evaluation
+from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.teacher import load_teacher, teacher_inputs
+from kd_gym.backend.terms import Evaluation
 from kd_gym.envs.faces import DistillationEnv
 from kd_gym.envs.lab import Lab
 from kd_gym.files import cache_dir, digest, write_json

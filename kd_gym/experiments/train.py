@@ -67,13 +67,13 @@ def train(
     """
     if not 0 <= seed < TRAIN_SEEDS:
         raise KDGymError(f"the seed must lie between 0 and {TRAIN_SEEDS - 1}, not {seed}")
-    if num_envs < 1 or (steps is not None and steps < 1):
-        raise KDGymError("--num-envs and --steps must be at least 1")
+    if min(num_envs, eval_seeds, 1 if steps is None else steps) < 1:
+        raise KDGymError("--num-envs, --steps and --eval-seeds must be at least 1")
     cls, _, spec = agent_for(agent, EnvSpec(env, data, device, backend, dict(env_config or {})))  # type: ignore[arg-type]
     if not getattr(cls, "learns", False):
         raise KDGymError(f"{agent} does not learn; score it with: kd-gym evaluate {agent} --env {env}")
     folder = out or Path("runs") / f"{spec.id}-{agent.replace(':', '-')}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise KDGymError(f"{folder} is not empty; give another --out, or go on with: kd-gym train --resume {folder}")
     lab = prepare(spec, progress)
     total = steps or 100 * lab.recipe.decisions
