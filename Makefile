@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 # The main job on the embedded data: about a quarter of an hour on two cores, no question asked, no hub.
 demo: $(VENV)/installed
-	$(BIN)/kd-gym train --env KnowledgeSelect-SST2 --agent ppo --data embedded --steps 750
+	$(BIN)/kd-gym train --env KnowledgeSelect-SST2 --agent ppo --data embedded --steps 600
 
 # Everything that has to hold: style, types, layers, and all tests, slow ones included.
 test: $(VENV)/installed

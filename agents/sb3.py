@@ -90,8 +90,11 @@ class SB3Agent(Controller):
 
     def __init__(self, env: gym.Env[Any, Any], *, seed: int = 0, config: Any = None, argument: str = "") -> None:
         super().__init__(env, seed=seed, config=config, argument=argument)
-        self._spaces = _SpacesOnly(env.observation_space, env.action_space)
-        self.model = self._build(DummyVecEnv([lambda: self._spaces]), students=1)
+        self.model = self._build(self._spaces(1), students=1)
+
+    def _spaces(self, students: int) -> DummyVecEnv:
+        """Something to build a model on before there is an env to learn from."""
+        return DummyVecEnv([lambda: _SpacesOnly(self.observation_space, self.action_space)] * students)
 
     def _arguments(self, students: int) -> dict[str, Any]:
         raise NotImplementedError
@@ -161,8 +164,7 @@ class SB3Agent(Controller):
         replay = tree.get("replay")
         if replay is not None and len(replay["rewards"]):
             students = replay["rewards"].shape[1]
-            env = DummyVecEnv([lambda: self._spaces] * students)
-            self.model = self._build(env, students)
+            self.model = self._build(self._spaces(students), students)
             arrays = {name: value.numpy() for name, value in replay.items()}
             _fill_buffer(self.model.replay_buffer, arrays, about["pos"], about["full"])  # type: ignore[attr-defined]
         self.model.set_parameters(tree["parameters"], exact_match=True, device="cpu")
