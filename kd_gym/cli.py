@@ -85,17 +85,20 @@ Device = Literal["auto", "cpu", "cuda"]
 _DATA = "auto, hub, embedded, a folder, a file, or TRAIN,VALIDATION files"
 
 
-def _common(env_config: Any) -> list[tuple[str, Any, Any]]:
+def _option(kind: Any, text: str) -> Any:
+    """A field's type with its line of help."""
     import tyro
 
-    def option(kind: Any, text: str) -> Any:
-        return Annotated[kind, tyro.conf.arg(help=text)]
+    return Annotated[kind, tyro.conf.arg(help=text)]
+
+
+def _common(env_config: Any) -> list[tuple[str, Any, Any]]:
 
     return [
-        ("data", option(str, _DATA), "auto"),
-        ("device", option(Device, "where students live"), "auto"),
-        ("backend", option(Literal["full", "tiny"], "tiny: random models and generated text"), "full"),
-        ("env_config", option(env_config, "the env's own arguments"), env_config()),
+        ("data", _option(str, _DATA), "auto"),
+        ("device", _option(Device, "where students live"), "auto"),
+        ("backend", _option(Literal["full", "tiny"], "tiny: random models and generated text"), "full"),
+        ("env_config", _option(env_config, "the env's own arguments"), env_config()),
     ]
 
 
@@ -118,7 +121,6 @@ def _announce(lab: Any, spec: Any, console: Any) -> None:
 
 def _train(arguments: Sequence[str]) -> int:
     """Train an agent in an env and score it beside the fixed controls."""
-    import tyro
 
     from kd_gym.experiments.runs import read_config
     from kd_gym.experiments.setup import EnvSpec
@@ -135,22 +137,18 @@ def _train(arguments: Sequence[str]) -> int:
         with _progress(console) as progress:
             result = resume(Path(folder), progress)
     else:
-
-        def option(kind: Any, text: str) -> Any:
-            return Annotated[kind, tyro.conf.arg(help=text)]
-
         env_config, agent_config = _env_config(env), _agent_config(agent)
         fields = [
-            ("env", option(str, "an env id, with or without -v0"), dataclasses.MISSING),
-            ("agent", option(str, "an agent's name, or module:Class"), dataclasses.MISSING),
-            ("steps", option(int | None, "decisions, all students together; default: 100 episodes"), None),
-            ("num_envs", option(int, "students trained at the same time"), 4),
-            ("seed", option(int, "of the agent and of all episodes"), 0),
-            ("out", option(Path | None, "the run directory; default: a new one under runs/"), None),
-            ("eval_seeds", option(int, "episodes of each controller in the final table"), 3),
-            ("resume", option(Path | None, "go on with this interrupted run instead"), None),
+            ("env", _option(str, "an env id, with or without -v0"), dataclasses.MISSING),
+            ("agent", _option(str, "an agent's name, or module:Class"), dataclasses.MISSING),
+            ("steps", _option(int | None, "decisions, all students together; default: 100 episodes"), None),
+            ("num_envs", _option(int, "students trained at the same time"), 4),
+            ("seed", _option(int, "of the agent and of all episodes"), 0),
+            ("out", _option(Path | None, "the run directory; default: a new one under runs/"), None),
+            ("eval_seeds", _option(int, "episodes of each controller in the final table"), 3),
+            ("resume", _option(Path | None, "go on with this interrupted run instead"), None),
             *_common(env_config),
-            ("agent_config", option(agent_config, "the agent's own settings"), agent_config()),
+            ("agent_config", _option(agent_config, "the agent's own settings"), agent_config()),
         ]
         parsed = _parse(_dataclass("Train", fields, _train.__doc__ or ""), arguments, "train")
         spec = EnvSpec(parsed.env, parsed.data, parsed.device, parsed.backend, _changed(parsed.env_config))
@@ -194,15 +192,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
     (env,) = _peek(arguments, "--env")
 
-    def option(kind: Any, text: str) -> Any:
-        return Annotated[kind, tyro.conf.arg(help=text)]
-
     fields = [
         ("controllers", tyro.conf.Positional[tuple[str, ...]], dataclasses.MISSING),
-        ("env", option(str, "an env id, with or without -v0"), dataclasses.MISSING),
-        ("seeds", option(int, "episodes of each controller"), 5),
-        ("context", option(str, "default, train, held-out, or one by name"), "default"),
-        ("json", option(Path | None, "write everything to this file too"), None),
+        ("env", _option(str, "an env id, with or without -v0"), dataclasses.MISSING),
+        ("seeds", _option(int, "episodes of each controller"), 5),
+        ("context", _option(str, "default, train, held-out, or one by name"), "default"),
+        ("json", _option(Path | None, "write everything to this file too"), None),
         *_common(_env_config(env)),
     ]
     parsed = _parse(_dataclass("Evaluate", fields, _evaluate.__doc__ or ""), arguments, "evaluate")
@@ -230,7 +225,6 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
 def _prepare(arguments: Sequence[str]) -> int:
     """Fetch data, tune and store teachers ahead of time."""
-    import tyro
 
     from kd_gym.experiments.prepare import prepare
     from kd_gym.experiments.score import teacher_scores
@@ -238,7 +232,7 @@ def _prepare(arguments: Sequence[str]) -> int:
 
     (env,) = _peek(arguments, "--env")
     fields = [
-        ("env", Annotated[str, tyro.conf.arg(help="an env id, with or without -v0")], dataclasses.MISSING),
+        ("env", _option(str, "an env id, with or without -v0"), dataclasses.MISSING),
         *_common(_env_config(env)),
     ]
     parsed = _parse(_dataclass("Prepare", fields, _prepare.__doc__ or ""), arguments, "prepare")

@@ -57,12 +57,13 @@ def adamw_step(
 
     The kernel takes one learning rate, so it runs once a student; clipping is its `grad_scale`.
     """
+    decayed = [k for k in p if not any(part in k for part in UNDECAYED)]
+    kept = [k for k in p if k not in decayed]
     for n, (norm, rate) in enumerate(zip(norms.tolist(), learning_rate.tolist(), strict=True)):
         if not math.isfinite(norm):
             continue
         scale = torch.tensor(norm / clip, device=norms.device) if norm > clip else None
-        for decayed in (True, False):
-            names = [k for k in p if decayed != any(part in k for part in UNDECAYED)]
+        for names, weight_decay in ((decayed, decay), (kept, 0.0)):
             steps = [state.step[n].clone() for _ in names]
             adamw(
                 [p[k][n] for k in names],
@@ -78,7 +79,7 @@ def adamw_step(
                 beta1=betas[0],
                 beta2=betas[1],
                 lr=rate,
-                weight_decay=decay if decayed else 0.0,
+                weight_decay=weight_decay,
                 eps=eps,
                 maximize=False,
             )

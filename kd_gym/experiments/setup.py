@@ -11,7 +11,6 @@ from kd_gym.agents.protocol import Controller, agent_class
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
 from kd_gym.envs.lab import Lab, open_lab
 from kd_gym.envs.recipes import Backend, recipe_of
-from kd_gym.envs.registration import TASK_NAMES
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import nearest
 
@@ -102,14 +101,3 @@ def env_arguments(env: str) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(load(str(entry))).parameters
     hidden = {"self", "task", "base", "data", "device", "backend", "render_mode"}
     return {name: p for name, p in parameters.items() if name not in hidden}
-
-
-__all__ = [
-    "EVALUATION_SEEDS",
-    "SELECTION_SEEDS",
-    "TASK_NAMES",
-    "EnvSpec",
-    "agent_for",
-    "env_arguments",
-    "resolve_id",
-]

@@ -109,6 +109,3 @@ class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
 def writer_for(folder: Path, done: int = 0) -> SummaryWriter:
     """The TensorBoard writer of a run; what an interrupted one wrote after step `done` is no longer shown."""
     return SummaryWriter(str(folder), flush_secs=10, purge_step=done + 1)
-
-
-__all__ = ["Path", "Watch", "writer_for"]
