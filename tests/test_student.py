@@ -74,7 +74,7 @@ def test_student_as_wide_as_its_teacher_takes_its_layers_and_a_narrow_one_its_pr
     vocabulary = torch.arange(0, len(tiny_tokenizer()), 2)
     _, teacher = load_bert(tmp_path)
     wide = StudentInit.of(tmp_path, Architecture(2, 32, 4, 64, 0, 2), vocabulary, lambda: torch.empty(0)).draw(0)
-    assert torch.equal(wide["0.qkv.weight"], teacher["1.qkv.weight"])
+    assert torch.equal(wide["0.kv.weight"], teacher["1.kv.weight"])
     assert torch.equal(wide["1.up.bias"], teacher["3.up.bias"])
     assert torch.equal(wide["word"], teacher["word"][vocabulary])
 

@@ -22,23 +22,29 @@ _EMBEDDINGS = {
     "norm.bias": "embeddings.LayerNorm.bias",
 }
 _LAYER = {
-    "out": "attention.output.dense",
-    "norm1": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "norm2": "output.LayerNorm",
+    "q": ("attention.self.query",),
+    "kv": ("attention.self.key", "attention.self.value"),
+    "out": ("attention.output.dense",),
+    "norm1": ("attention.output.LayerNorm",),
+    "up": ("intermediate.dense",),
+    "down": ("output.dense",),
+    "norm2": ("output.LayerNorm",),
 }
-_QKV = ("query", "key", "value")
 
 
 def _hub_names(arch: Architecture) -> dict[str, list[str]]:
-    """Our name -> the checkpoint's names (without the `bert.` prefix) whose tensors stand under each other in it."""
+    """Our name -> the checkpoint's names (without the `bert.` prefix) whose tensors stand beside each other in it."""
     names = {ours: [theirs] for ours, theirs in _EMBEDDINGS.items()}
     for i in range(arch.layers):
         for part in ("weight", "bias"):
-            names[f"{i}.qkv.{part}"] = [f"encoder.layer.{i}.attention.self.{x}.{part}" for x in _QKV]
-            names |= {f"{i}.{a}.{part}": [f"encoder.layer.{i}.{b}.{part}"] for a, b in _LAYER.items()}
+            for ours, theirs in _LAYER.items():
+                names[f"{i}.{ours}.{part}"] = [f"encoder.layer.{i}.{name}.{part}" for name in theirs]
     return names | {f"pooler.{part}": [f"pooler.dense.{part}"] for part in ("weight", "bias")}
+
+
+def _turn(name: str, value: Tensor) -> Tensor:
+    """A matrix from torch's [out, in] to our [in, out], or back; anything else as it is."""
+    return value.T if value.dim() == 2 and name.endswith("weight") else value
 
 
 def load_bert(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
@@ -66,7 +72,11 @@ def load_bert(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
         eps=config["layer_norm_eps"],
     )
     names = _hub_names(arch) | {k: [k] for k in ("classifier.weight", "classifier.bias")}
-    params = {ours: torch.cat([tensors[t] for t in theirs]) for ours, theirs in names.items() if theirs[0] in tensors}
+    params = {
+        ours: _turn(ours, torch.cat([tensors[t] for t in theirs])).contiguous()
+        for ours, theirs in names.items()
+        if theirs[0] in tensors
+    }
     return arch, params
 
 
@@ -161,7 +171,7 @@ class StudentInit:
             elif "norm" in name:
                 params[name] = torch.ones(shape)
             else:
-                params[name] = torch.randn(shape, generator=random) * shape[-1] ** -0.5
+                params[name] = torch.randn(shape, generator=random) * shape[0] ** -0.5
         return params
 
     def export(
@@ -175,9 +185,9 @@ class StudentInit:
         word = self.shared["word"].clone()
         word[self.vocabulary] = one["word"]
         one["word"] = word
-        tensors = {k: one[k] for k in ("classifier.weight", "classifier.bias")}
+        tensors = {k: _turn(k, one[k]).contiguous() for k in ("classifier.weight", "classifier.bias")}
         for ours, theirs in _hub_names(self.arch).items():
-            parts = one[ours].chunk(len(theirs))
+            parts = _turn(ours, one[ours]).chunk(len(theirs))
             tensors |= {f"bert.{name}": part.contiguous() for name, part in zip(theirs, parts, strict=True)}
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -33,14 +33,22 @@ class Architecture:
 
 
 class Encoded(NamedTuple):
-    """What a student says of a batch: logits [N, B, C], and the [CLS] state of every layer [N, L, B, H]."""
+    """What a student says of a batch: logits [N, B, C], and the [CLS] state of every layer [N, L, B, H].
+
+    `word` [N, B, T, H] is what the tokens were looked up as. Who takes the gradient of it, not of the whole table,
+    spares a zero for every word piece that the batch does not hold (`add_rows` makes one out of the other).
+    """
 
     logits: Tensor
     cls: Tensor
+    word: Tensor
 
 
 def parameter_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of one student. Query, key and value stand together as `qkv`."""
+    """The shape of every parameter of one student. Key and value stand together as `kv`.
+
+    Matrices are [in, out], the other way round than in torch, so that their gradients come as they are stored.
+    """
     h, f = arch.hidden, arch.intermediate
     shapes: dict[str, tuple[int, ...]] = {
         "word": (arch.vocabulary, h),
@@ -51,15 +59,17 @@ def parameter_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     }
     for i in range(arch.layers):
         shapes |= {
-            f"{i}.qkv.weight": (3 * h, h),
-            f"{i}.qkv.bias": (3 * h,),
+            f"{i}.q.weight": (h, h),
+            f"{i}.q.bias": (h,),
+            f"{i}.kv.weight": (h, 2 * h),
+            f"{i}.kv.bias": (2 * h,),
             f"{i}.out.weight": (h, h),
             f"{i}.out.bias": (h,),
             f"{i}.norm1.weight": (h,),
             f"{i}.norm1.bias": (h,),
-            f"{i}.up.weight": (f, h),
+            f"{i}.up.weight": (h, f),
             f"{i}.up.bias": (f,),
-            f"{i}.down.weight": (h, f),
+            f"{i}.down.weight": (f, h),
             f"{i}.down.bias": (h,),
             f"{i}.norm2.weight": (h,),
             f"{i}.norm2.bias": (h,),
@@ -67,14 +77,34 @@ def parameter_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     return shapes | {
         "pooler.weight": (h, h),
         "pooler.bias": (h,),
-        "classifier.weight": (arch.classes, h),
+        "classifier.weight": (h, arch.classes),
         "classifier.bias": (arch.classes,),
     }
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x [N, R, I], weight [N, O, I], bias [N, O] -> [N, R, O]."""
-    return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+def _linear(x: Tensor, p: Params, name: str) -> Tensor:
+    """x [N, R, I] through each student's own weight [N, I, O] and bias [N, O] -> [N, R, O]."""
+    return torch.baddbmm(p[f"{name}.bias"].unsqueeze(1), x, p[f"{name}.weight"])
+
+
+def _places(ids: Tensor, students: int, rows: int) -> Tensor:
+    """Where each student's row numbers [N or 1, ...] lie in the tables of all students, one below the other."""
+    own = torch.arange(students, device=ids.device).view(-1, *[1] * (ids.dim() - 1))
+    return ids + own * rows
+
+
+def look_up(table: Tensor, ids: Tensor) -> Tensor:
+    """The rows `ids` [N or 1, B, T] of each student's table [N, V, H] -> [N, B, T, H]."""
+    return F.embedding(_places(ids, *table.shape[:2]), table.flatten(0, 1))
+
+
+def add_rows(table: Tensor, ids: Tensor, rows: Tensor) -> None:
+    """The way back of `look_up`: add `rows` [N, B, T, H] to the rows `ids` of each student's table, in place."""
+    places = _places(ids, *table.shape[:2]).flatten()
+    if table.is_cuda:  # sorts first: sums in the same order every time
+        table.flatten(0, 1).index_put_((places,), rows.flatten(0, 2), accumulate=True)
+    else:
+        table.flatten(0, 1).index_add_(0, places, rows.flatten(0, 2))
 
 
 def _norm(x: Tensor, p: Params, name: str, eps: float) -> Tensor:
@@ -107,9 +137,7 @@ def encode(p: Params, arch: Architecture, tokens: Tokens, attention: Attention =
     """
     n, h, a = len(p["word"]), arch.hidden, arch.heads
     b, t = tokens.ids.shape[-2:]
-    student = torch.arange(n, device=tokens.ids.device).view(n, 1, 1)
-    word = F.embedding(tokens.ids + student * arch.vocabulary, p["word"].flatten(0, 1))
-    segment = F.embedding(tokens.types + student * arch.segments, p["segment"].flatten(0, 1))
+    word, segment = look_up(p["word"], tokens.ids), look_up(p["segment"], tokens.types)
     x = word + segment + p["position"][:, None, :t]
     x = _norm(x.view(n, b * t, h), p, "norm", arch.eps)
     allowed = tokens.mask.expand(n, b, t).reshape(n * b, 1, 1, t)
@@ -119,25 +147,21 @@ def encode(p: Params, arch: Architecture, tokens: Tokens, attention: Attention =
 
     states = []
     for i in range(arch.layers):
-        weight, bias = p[f"{i}.qkv.weight"], p[f"{i}.qkv.bias"]
-        if i < arch.layers - 1:
-            count = t
-            q, k, v = linear(x, weight, bias).split(h, dim=-1)
-        else:
-            count = 1
-            k, v = linear(x, weight[:, h:], bias[:, h:]).split(h, dim=-1)
-            x = x.view(n, b, t, h)[:, :, 0]
-            q = linear(x, weight[:, :h], bias[:, :h])
-        mixed = _attend(heads(q, count), heads(k.contiguous(), t), heads(v.contiguous(), t), allowed, attention)
+        k, v = _linear(x, p, f"{i}.kv").split(h, dim=-1)
+        count = t
+        if i == arch.layers - 1:
+            x, count = x.view(n, b, t, h)[:, :, 0], 1
+        q = _linear(x, p, f"{i}.q")
+        mixed = _attend(heads(q, count), heads(k, t), heads(v, t), allowed, attention)
         mixed = mixed.transpose(1, 2).reshape(n, b * count, h)
-        x = _norm(x + linear(mixed, p[f"{i}.out.weight"], p[f"{i}.out.bias"]), p, f"{i}.norm1", arch.eps)
-        wide = F.gelu(linear(x, p[f"{i}.up.weight"], p[f"{i}.up.bias"]))
-        x = _norm(x + linear(wide, p[f"{i}.down.weight"], p[f"{i}.down.bias"]), p, f"{i}.norm2", arch.eps)
+        x = _norm(x + _linear(mixed, p, f"{i}.out"), p, f"{i}.norm1", arch.eps)
+        wide = F.gelu(_linear(x, p, f"{i}.up"))
+        x = _norm(x + _linear(wide, p, f"{i}.down"), p, f"{i}.norm2", arch.eps)
         states.append(x.view(n, b, count, h)[:, :, 0])
 
     cls = torch.stack(states, dim=1)
-    pooled = torch.tanh(linear(x.reshape(n, b, h), p["pooler.weight"], p["pooler.bias"]))
-    return Encoded(linear(pooled, p["classifier.weight"], p["classifier.bias"]), cls)
+    pooled = torch.tanh(_linear(x.reshape(n, b, h), p, "pooler"))
+    return Encoded(_linear(pooled, p, "classifier"), cls, word)
 
 
 def forward_flops(arch: Architecture, batch: int, width: int) -> int:

@@ -64,7 +64,7 @@ def adamw_step(
             continue
         scale = torch.tensor(norm / clip, device=norms.device) if norm > clip else None
         for names, weight_decay in ((decayed, decay), (kept, 0.0)):
-            steps = [state.step[n].clone() for _ in names]
+            steps = list(state.step[n].repeat(len(names)).unbind())
             adamw(
                 [p[k][n] for k in names],
                 [gradients[k][n] for k in names],

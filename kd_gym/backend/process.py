@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kd_gym.backend.checkpoint import StudentInit
-from kd_gym.backend.encoder import Params, encode, forward_flops, parameter_shapes
+from kd_gym.backend.encoder import Params, add_rows, encode, forward_flops, parameter_shapes
 from kd_gym.backend.knowledge import KNOWLEDGE, Batch, KnowledgeType, TeacherBatch
 from kd_gym.backend.optim import AdamWState, adamw_step, gradient_norms
 from kd_gym.backend.state import Context, State
@@ -21,7 +21,7 @@ from kd_gym.tasks.batches import Buckets, RowStream, flip_labels
 from kd_gym.tasks.tokens import Tokens, TokenSplit
 
 MIN_SCALE = 1e-3
-PROCESS_VERSION = 1  # a part of every kept score's key: raise it when a change here moves a student's numbers
+PROCESS_VERSION = 2  # a part of every kept score's key: raise it when a change here moves a student's numbers
 
 
 @torch.no_grad()
@@ -83,6 +83,7 @@ class DistillationProcess:
             for name, shape in (parameter_shapes(init.arch) | self._head_shapes(first)).items()
         }
         self.adam = AdamWState.zeros(self.params)
+        self._table_gradient = torch.zeros_like(self.params["word"], requires_grad=False)  # kept: fresh memory is slow
         self.update = torch.zeros(students, dtype=torch.long)
         self.failed = torch.zeros(students, dtype=torch.bool)
         self.scale = torch.ones(students, len(self.knowledge), self.m, dtype=dtype, device=self.device)
@@ -165,7 +166,8 @@ class DistillationProcess:
         """The losses of these students (with these parameters) on the batch `offset` updates from now."""
         rows, widths = self._rows(slots, offset)
         labels = self.labels[torch.tensor(slots, device=self.device).unsqueeze(1), rows]
-        encoded = encode(params, self.init.arch, self.train.batch(rows, max(widths)), self.recipe.attention)
+        tokens = self.train.batch(rows, max(widths))
+        encoded = encode(params, self.init.arch, tokens, self.recipe.attention)
         teachers = self._teach(slots, rows)
         losses = []
         for k in self.knowledge:
@@ -176,7 +178,7 @@ class DistillationProcess:
                 per_teacher.append(k.loss(Batch(encoded, teacher, labels, heads, self.recipe.tau)))
             losses.append(torch.stack(per_teacher, 1).expand(-1, self.m, -1))
         flops = np.array([forward_flops(self.init.arch, self.recipe.batch, width) for width in widths])
-        return Forward(torch.stack(losses, 1), encoded, teachers, labels, flops)
+        return Forward(torch.stack(losses, 1), encoded, teachers, labels, tokens.ids, flops)
 
     def _weights(self, control: Control) -> Tensor:
         """The factor of every loss of every sample [N, K, M, B or 1]: w_k t_m s_i / c_km."""
@@ -199,6 +201,14 @@ class DistillationProcess:
         rates = torch.tensor([context.rate for context in self.contexts])
         return self.recipe.learning_rate * rates * factor.clamp(min=0.0)
 
+    def _gradients(self, total: Tensor, batch: Forward) -> Params:
+        """The gradient of every parameter; that of the word table is valid until the next call."""
+        wanted = self.params | {"word": batch.encoded.word}
+        found = torch.autograd.grad(total, list(wanted.values()), materialize_grads=True)
+        gradients = dict(zip(wanted, found, strict=True))
+        add_rows(self._table_gradient.zero_(), batch.ids, gradients["word"])
+        return gradients | {"word": self._table_gradient}
+
     def advance(self, control: Control, updates: int) -> Trace:
         """Train every student for so many updates under one control.
 
@@ -211,13 +221,7 @@ class DistillationProcess:
         for _ in range(updates):
             batch = self._forward(self.params, slots)
             total = (weights * batch.losses).sum((1, 2)).mean(-1)
-            gradients = dict(
-                zip(
-                    self.params,
-                    torch.autograd.grad(total.sum(), list(self.params.values()), materialize_grads=True),
-                    strict=True,
-                )
-            )
+            gradients = self._gradients(total.sum(), batch)
             norms = torch.where(total.detach().isfinite(), gradient_norms(gradients), torch.nan)
             self.failed |= ~norms.isfinite().cpu()
             norms = torch.where(self.failed.to(norms.device), torch.nan, norms)

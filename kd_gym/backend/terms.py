@@ -45,13 +45,14 @@ class Control(NamedTuple):
 
 class Forward(NamedTuple):
     """One forward pass of n students: every knowledge loss of every sample from every teacher [n, K, M, B], what it was
-    made of, the labels as the students see them [n, B], and each student's own FLOPs [n].
+    made of, the labels as the students see them [n, B], the word pieces [n, B, T], and each student's own FLOPs [n].
     """
 
     losses: Tensor
     encoded: Encoded
     teachers: list[TeacherBatch]
     labels: Tensor
+    ids: Tensor
     flops: NDArray[np.int64]
 
 
