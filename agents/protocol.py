@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from kd_gym.envs.family import Family
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import Registry
 
@@ -41,7 +42,8 @@ class Controller:
     def __init__(self, env: gym.Env[Any, Any], *, seed: int = 0, config: Any = None, argument: str = "") -> None:
         self.observation_space = env.observation_space
         self.action_space = env.action_space
-        self.recipe = env.unwrapped.family.recipe  # type: ignore[attr-defined]
+        self.family: Family = env.unwrapped.family  # type: ignore[attr-defined]
+        self.recipe = self.family.recipe
         self.seed = seed
         self.config = config if config is not None else self.Config()
         self.argument = argument

@@ -192,7 +192,7 @@ class PPOAgent(SB3Agent):
     Config = PPOConfig
 
     def _arguments(self, students: int) -> dict[str, Any]:
-        steps = self.recipe.decisions * max(1, self.config.rollout_episodes // students)
+        steps = self.family.decisions * max(1, self.config.rollout_episodes // students)
         samples = steps * students
         parts = self.config.minibatches if samples % self.config.minibatches == 0 else 1
         return {
@@ -211,7 +211,7 @@ class A2CAgent(SB3Agent):
     Config = OnPolicyConfig
 
     def _arguments(self, students: int) -> dict[str, Any]:
-        steps = self.recipe.decisions * max(1, self.config.rollout_episodes // students)
+        steps = self.family.decisions * max(1, self.config.rollout_episodes // students)
         return {"n_steps": steps, "gae_lambda": self.config.gae_lambda, "ent_coef": self.config.entropy}
 
 
@@ -220,7 +220,7 @@ class _OffPolicyAgent(SB3Agent):
     log_interval = 4
 
     def _arguments(self, students: int) -> dict[str, Any]:
-        decisions = self.recipe.decisions
+        decisions = self.family.decisions
         return {
             "batch_size": self.config.batch,
             "buffer_size": self.config.buffer,

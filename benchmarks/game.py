@@ -103,7 +103,7 @@ def main() -> None:
     source = lab.data.source.split(":")[0]
     file = args.out / f"{spec.id}-{source}.json"
     about = {"env": spec.id, "recipe": lab.recipe.hash, "data": lab.data.fingerprint, "source": lab.data.source}
-    about |= {"seeds": args.seeds, "teacher": lab.teacher().hash, "threads": torch.get_num_threads()}
+    about |= {"seeds": args.seeds, "teacher": lab.teacher.hash, "threads": torch.get_num_threads()}
     kept = json.loads(file.read_text()) if file.exists() else {}
     cells: dict[str, dict[str, Any]] = kept["cells"] if all(kept.get(k) == v for k, v in about.items()) else {}
     for context in TRAIN:

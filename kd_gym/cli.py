@@ -227,8 +227,8 @@ def _prepare(arguments: Sequence[str]) -> int:
     """Fetch data, tune and store teachers ahead of time."""
 
     from kd_gym.experiments.prepare import prepare
-    from kd_gym.experiments.score import teacher_scores
     from kd_gym.experiments.setup import EnvSpec
+    from kd_gym.experiments.tables import teacher_table
 
     (env,) = _peek(arguments, "--env")
     fields = [
@@ -241,9 +241,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     _announce(spec.lab(), spec, console)
     with _progress(console) as progress:
         lab = prepare(spec, progress)
-    for split in ("select", "report"):
-        said = ", ".join(f"{k} {v:.4f}" for k, v in teacher_scores(lab, "full", split).items())
-        console.print(f"teacher {lab.teacher().hash} on {split}: {said}", highlight=False)
+    console.print(teacher_table(lab))
     return 0
 
 

@@ -17,7 +17,7 @@ from kd_gym.experiments.setup import EnvSpec, agent_for
 
 TINY = EnvSpec("KnowledgeSelect-SST2", backend="tiny")
 KNOWLEDGE = TINY.lab().recipe.process.knowledge
-DECISIONS = TINY.lab().recipe.decisions
+DECISIONS = TINY.make().family.decisions
 KINDS = ("weights", "multi", "choice")
 # registered names that need an argument, with the arguments to try
 ARGUMENTS = {"static": ["1,2,0,0.5"], "single": list(KNOWLEDGE), "schedule": list(SCHEDULES)}
@@ -37,8 +37,8 @@ def weights_of(controller, progress=0.0):
     observation = np.full(controller.observation_space.shape, 0.5, np.float32)
     observation[0] = progress
     action, _ = controller.predict(observation)
-    family = TINY.make().family
-    return dict(zip(KNOWLEDGE, family.weights(np.asarray(action)[None])[0][0].tolist(), strict=True))
+    env = TINY.make()
+    return dict(zip(KNOWLEDGE, env.family.decide([np.asarray(action)], env.episodes).shown[0].tolist(), strict=True))
 
 
 @pytest.mark.parametrize(("name", "kind"), EVERY)

@@ -83,7 +83,7 @@ def test_unseeded_episodes_tell_their_seed_and_can_be_replayed(make_env):
     _, info = env.reset()
     assert 0 <= info["episode_seed"] < TRAIN_SEEDS
     env.action_space.seed(0)
-    actions = [env.action_space.sample() for _ in range(env.family.recipe.decisions)]
+    actions = [env.action_space.sample() for _ in range(env.family.decisions)]
     drawn = [env.step(a)[1] for a in actions]
     again = rollout(make_env(context="train"), info["episode_seed"], actions)
     assert drawn == [r for _, r, _ in again[1:]]

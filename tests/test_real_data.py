@@ -1,8 +1,8 @@
 """Ids on real text with the real checkpoint; the teacher is tuned for a few updates, so the scores mean nothing."""
 
-import functools
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,8 +11,8 @@ from gymnasium.utils.env_checker import check_env
 from pyarrow import parquet
 
 from kd_gym import KDGymError
-from kd_gym.backend.teacher import TeacherSpec
-from kd_gym.envs import lab, recipes
+from kd_gym.backend.teacher import fine_tuned
+from kd_gym.envs import lab
 from kd_gym.envs.knowledge_select import ActionKind
 from kd_gym.experiments.score import teacher_scores
 from kd_gym.tasks import embedded
@@ -38,7 +38,7 @@ def few_rows(tmp_path, monkeypatch):
             table = parquet.read_table(given / f"{name}.parquet").slice(0, rows if name == "train" else 100)
             parquet.write_table(table, tmp_path / task.lower() / f"{name}.parquet")
         monkeypatch.setenv("KD_GYM_DATA", str(tmp_path))
-        monkeypatch.setattr(recipes, "TeacherSpec", functools.partial(TeacherSpec, updates=4))
+        monkeypatch.setattr(lab, "fine_tuned", lambda spec, *rest: fine_tuned(replace(spec, updates=4), *rest))
         lab.open_lab.cache_clear()
 
     yield make
@@ -54,13 +54,13 @@ def test_gymnasiums_checker_passes_on_real_data(task, few_rows):
             warnings.simplefilter("error")
             check_env(env, skip_render_check=True)
     assert env.lab.data.source == f"files:{task.lower()}/train.parquet"
-    assert set(teacher_scores(env.lab, "full", "select")) == set(env.lab.data.task.metrics)
+    assert set(teacher_scores(env.lab.teacher, "select", env.lab.device)) == set(env.lab.data.task.metrics)
     # a second lab takes the teacher, its store and the word states from the cache
     before = sorted(Path(os.environ["KD_GYM_CACHE"]).rglob("*.safetensors"))
-    kept = env.lab.teacher().hash
+    kept = env.lab.teacher.hash
     lab.open_lab.cache_clear()
     again = gym.make(f"KnowledgeSelect-{task}-v0", device="cpu").unwrapped
-    assert again.lab.teacher().hash == kept
+    assert again.lab.teacher.hash == kept
     assert again.lab.init.shared["word"].equal(env.lab.init.shared["word"])
     assert sorted(Path(os.environ["KD_GYM_CACHE"]).rglob("*.safetensors")) == before
     assert not list(Path(os.environ["KD_GYM_CACHE"]).rglob("*.partial"))

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from kd_gym.backend.encoder import encode
 from kd_gym.cli import main
 from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import TRAIN_SEEDS
-from kd_gym.envs.lab import Lab, Teacher
+from kd_gym.envs.lab import Lab
 from kd_gym.experiments import evaluate as evaluate_module
 from kd_gym.experiments import score
 from kd_gym.experiments import train as train_module
@@ -36,7 +37,7 @@ from kd_gym.experiments.train import resume, train
 ENV = "KnowledgeSelect-SST2"
 TINY = EnvSpec(ENV, backend="tiny")
 KNOWLEDGE = TINY.lab().recipe.process.knowledge
-DECISIONS = TINY.lab().recipe.decisions
+DECISIONS = TINY.make().family.decisions
 FIXED = ["uniform", "random", *(f"single:{name}" for name in KNOWLEDGE)]
 LEARNERS = [name for name in AGENTS.names() if agent_class(name)[0].learns]
 ROOT = Path(__file__).parents[1]
@@ -371,13 +372,13 @@ def test_fixed_controls_are_scored_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(score, "play", counted)
     monkeypatch.setattr(evaluate_module, "play", counted)
     monkeypatch.setattr(evaluate_module, "teacher_scores", lambda *_: {})
-    teacher = Lab.teacher
+    teachers = Lab.teachers
     folder = {"hash": "one"}
 
-    def stored(self, name="full", *args):  # as if it were a real one, with a folder
-        return Teacher(teacher(self, name).store, folder["hash"], tmp_path)
+    def stored(self, *args):  # as if they were real ones, with a folder
+        return tuple(replace(t, hash=folder["hash"], folder=tmp_path) for t in teachers(self, *args))
 
-    monkeypatch.setattr(Lab, "teacher", stored)
+    monkeypatch.setattr(Lab, "teachers", stored)
     names = ["uniform", "single:hard", "single:response"]
 
     def table(seeds, spec=TINY):

@@ -37,7 +37,6 @@ from kd_gym.backend.terms import Control, Recipe
 from kd_gym.envs.episodes import EpisodeConfig, Episodes
 from kd_gym.envs.knowledge_select import KnowledgeSelect
 from kd_gym.envs.lab import Lab, Teacher
-from kd_gym.envs.recipes import recipe_of
 from kd_gym.tasks import embedded
 from kd_gym.tasks.data import TaskData, load_data
 
@@ -125,16 +124,21 @@ def ours(data: TaskData, arch: Architecture, store: TeacherStore, students: int)
 
 def env_overhead(data: TaskData, store: TeacherStore, init: StudentInit, decisions: int = 15) -> float:
     """What the env adds on top of training and evaluation, as a share of them: medians over single decisions."""
-    recipe = recipe_of("SST2")
-    lab = Lab(recipe, data, torch.device("cpu"), lambda name, _: Teacher(store, "random", None), lambda _: init)
-    family = KnowledgeSelect(recipe, "weights")
-    episodes = Episodes(lab, 1, EpisodeConfig())
+    family = KnowledgeSelect("SST2")
+    lab = Lab(
+        family.recipe,
+        data,
+        torch.device("cpu"),
+        lambda spec, _: Teacher(spec, store, "random", data, None),
+        lambda _: init,
+    )
+    episodes = Episodes(family, lab, 1, EpisodeConfig())
     episodes.begin([0], [0])
     shares = []
     for _ in range(decisions):
         spent = sum(episodes.process.cost.seconds.values())
         begin = time.perf_counter()
-        episodes.step(*family.weights(np.zeros((1, 4), np.float32)))
+        episodes.step(family.decide([np.zeros(4, np.float32)], episodes))
         episodes.observe()
         episodes.info(0)
         inside = sum(episodes.process.cost.seconds.values()) - spent

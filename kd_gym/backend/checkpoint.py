@@ -50,7 +50,7 @@ def _turn(name: str, value: Tensor) -> Tensor:
 def load_bert(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
     """The architecture and parameters (one student, no leading axis) of a BERT checkpoint folder.
 
-    Parameters that the checkpoint lacks (a classifier, a pooler) are left out.
+    A classifier or a pooler that the checkpoint lacks is left out.
 
     Raises:
         KDGymError: the checkpoint is not of the BERT family.
@@ -59,7 +59,10 @@ def load_bert(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
     if config.get("model_type") != "bert":
         raise KDGymError(f"{folder.name}: a student needs a BERT checkpoint, this one is {config.get('model_type')!r}")
     found = load_file(folder / "model.safetensors")
-    tensors = {name.removeprefix("bert."): value.float() for name, value in found.items()}
+    tensors = {  # BERT-base has LayerNorm's old names, and what is tuned from it is saved under them
+        name.removeprefix("bert.").replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): value.float()
+        for name, value in found.items()
+    }
     arch = Architecture(
         layers=config["num_hidden_layers"],
         hidden=config["hidden_size"],
@@ -75,7 +78,7 @@ def load_bert(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
     params = {
         ours: _turn(ours, torch.cat([tensors[t] for t in theirs])).contiguous()
         for ours, theirs in names.items()
-        if theirs[0] in tensors
+        if theirs[0] in tensors or not ours.startswith(("pooler", "classifier"))
     }
     return arch, params
 

@@ -13,6 +13,7 @@ from kd_gym.backend.checkpoint import StudentInit
 from kd_gym.backend.encoder import Params, add_rows, encode, forward_flops, parameter_shapes
 from kd_gym.backend.knowledge import KNOWLEDGE, Batch, KnowledgeType, TeacherBatch
 from kd_gym.backend.optim import AdamWState, adamw_step, gradient_norms
+from kd_gym.backend.sampling import Selection, choose, difficulties, quantile_scores
 from kd_gym.backend.state import Context, State
 from kd_gym.backend.store import TeacherStore
 from kd_gym.backend.terms import Control, Cost, Evaluation, Forward, Recipe, Trace
@@ -32,8 +33,8 @@ def _trace(batch: Forward, norms: Tensor) -> Trace:
         batch.losses.mean((2, 3)),
         norms,
         -(log_p.exp() * log_p).sum(-1).mean(-1),
-        (said == batch.encoded.logits.argmax(-1).unsqueeze(1)).float().mean((1, 2)),
-        (said == batch.labels.unsqueeze(1)).float().mean((1, 2)),
+        (said == batch.encoded.logits.argmax(-1).unsqueeze(1)).float().mean(2),
+        (said == batch.labels.unsqueeze(1)).float().mean(2),
     )
 
 
@@ -144,9 +145,12 @@ class DistillationProcess:
 
     # ------------------------------------------------------------------ the loss
 
-    def _rows(self, slots: Sequence[int], offset: int = 0) -> tuple[Tensor, list[int]]:
-        """The rows [n, B] that these students train on `offset` updates from now, and the width of each one's own."""
-        drawn = [self._streams[slot].rows(int(self.update[slot]) + offset) for slot in slots]
+    def _rows(self, slots: Sequence[int], offset: int = 0, count: int | None = None) -> tuple[Tensor, list[int]]:
+        """The rows [n, B] that these students train on `offset` updates from now, and the width of each one's own.
+
+        With `count`, the pool of so many candidates for them.
+        """
+        drawn = [self._streams[slot].rows(int(self.update[slot]) + offset, count) for slot in slots]
         rows = torch.from_numpy(np.stack([rows for rows, _ in drawn])).to(self.device)
         return rows, [width for _, width in drawn]
 
@@ -162,9 +166,17 @@ class DistillationProcess:
             said.append(TeacherBatch(*(torch.cat(field)[order].to(self.dtype) for field in zip(*parts, strict=True))))
         return said
 
-    def _forward(self, params: Params, slots: Sequence[int], offset: int = 0) -> Forward:
-        """The losses of these students (with these parameters) on the batch `offset` updates from now."""
-        rows, widths = self._rows(slots, offset)
+    def _forward(
+        self,
+        params: Params,
+        slots: Sequence[int],
+        offset: int = 0,
+        drawn: tuple[Tensor, list[int]] | None = None,
+    ) -> Forward:
+        """The losses of these students (with these parameters) on the batch `offset` updates from now, or on `drawn`
+        rows and their widths.
+        """
+        rows, widths = drawn or self._rows(slots, offset)
         labels = self.labels[torch.tensor(slots, device=self.device).unsqueeze(1), rows]
         tokens = self.train.batch(rows, max(widths))
         encoded = encode(params, self.init.arch, tokens, self.recipe.attention)
@@ -177,7 +189,7 @@ class DistillationProcess:
                 heads = {name[len(prefix) :]: v for name, v in params.items() if name.startswith(prefix)}
                 per_teacher.append(k.loss(Batch(encoded, teacher, labels, heads, self.recipe.tau)))
             losses.append(torch.stack(per_teacher, 1).expand(-1, self.m, -1))
-        flops = np.array([forward_flops(self.init.arch, self.recipe.batch, width) for width in widths])
+        flops = np.array([forward_flops(self.init.arch, rows.shape[-1], width) for width in widths])
         return Forward(torch.stack(losses, 1), encoded, teachers, labels, tokens.ids, flops)
 
     def _weights(self, control: Control) -> Tensor:
@@ -219,8 +231,9 @@ class DistillationProcess:
         weights = self._weights(control)
         sums: list[Trace] = []
         for _ in range(updates):
-            batch = self._forward(self.params, slots)
-            total = (weights * batch.losses).sum((1, 2)).mean(-1)
+            drawn, factor = self._select(control.selection) if control.selection else (None, 1)
+            batch = self._forward(self.params, slots, drawn=drawn)
+            total = (weights * factor * batch.losses).sum((1, 2)).mean(-1)
             gradients = self._gradients(total.sum(), batch)
             norms = torch.where(total.detach().isfinite(), gradient_norms(gradients), torch.nan)
             self.failed |= ~norms.isfinite().cpu()
@@ -234,13 +247,49 @@ class DistillationProcess:
         return Trace(*(torch.stack(column).mean(0).float().cpu() for column in zip(*sums, strict=True)))
 
     @torch.no_grad()
-    def peek(self) -> tuple[Tensor, Tensor]:
-        """Mean last-layer [CLS] of the batch that is trained on next: the students' [N, H] and teacher 0's [N, H_t]."""
+    def _select(self, selection: Selection) -> tuple[tuple[Tensor, list[int]], Tensor]:
+        """The rows chosen for the coming update, with their widths, and the factor [N, 1, 1, B] of their losses."""
+        slots = range(self.students)
+        rows, widths = self._rows(slots, count=selection.pool)
+        scores = selection.scores.to(self.device)
+        if scores.dim() == 3:
+            pool = self._forward(self.params, slots, drawn=(rows, widths))
+            self.cost.student += pool.flops
+            measures = difficulties(pool.encoded.logits, pool.teachers[0], pool.labels)
+            scores = quantile_scores(measures, scores)
+        keys = list(zip(self.seeds, self.update.tolist(), strict=True))
+        places, weights = choose(selection, scores, self.recipe.batch, keys)
+        return (rows.gather(-1, places), widths), weights.to(self.scale)[:, None, None]
+
+    @torch.no_grad()
+    def peek(self, pool: int | None = None) -> Forward:
+        """What students and teachers make of the batch that is trained on next, or of a pool of candidates for it."""
         begin = time.perf_counter()
-        batch = self._forward(self.params, range(self.students))
+        slots = range(self.students)
+        batch = self._forward(self.params, slots, drawn=self._rows(slots, count=pool))
         self.cost.student += batch.flops
         self.cost.seconds["student"] += time.perf_counter() - begin
-        return batch.encoded.cls[:, -1].mean(1).float(), batch.teachers[0].cls[:, -1].mean(1).float()
+        return batch
+
+    def coming(self) -> list[TeacherBatch]:
+        """What the M teachers say of the batch that is trained on next."""
+        slots = range(self.students)
+        return self._teach(slots, self._rows(slots)[0])
+
+    @torch.no_grad()
+    def review(self) -> tuple[Tensor, Tensor]:
+        """On the batch of the last update, after it: cross-entropy with the labels, and tau^2 KL of the students from
+        the mean of all teachers' soft targets, each [N].
+        """
+        begin = time.perf_counter()
+        batch = self._forward(self.params, range(self.students), -1)
+        tau, log_p = self.recipe.tau, (batch.encoded.logits / self.recipe.tau).log_softmax(-1)
+        mean = torch.stack([(teacher.logits / tau).softmax(-1) for teacher in batch.teachers]).mean(0)
+        soft = tau**2 * (mean * (mean.clamp_min(1e-9).log() - log_p)).sum(-1).mean(-1)
+        chosen = batch.encoded.logits.log_softmax(-1).gather(-1, batch.labels.unsqueeze(-1))
+        self.cost.student += batch.flops
+        self.cost.seconds["student"] += time.perf_counter() - begin
+        return -chosen.mean((1, 2)), soft
 
     @torch.no_grad()
     def evaluate(

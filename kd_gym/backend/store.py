@@ -16,8 +16,6 @@ from kd_gym.errors import KDGymError
 from kd_gym.files import build_once, cache_dir, digest, file_digest, write_json
 from kd_gym.tasks.data import TaskData
 
-_LAST_TOKEN = ("xlnet",)  # families whose summary token is the last one
-
 
 @dataclass(frozen=True)
 class TeacherStore:
@@ -64,7 +62,7 @@ def _fill(teacher: Path, data: TaskData, split: str, device: torch.device, progr
     model = load_teacher(teacher, device).eval()
     rows = data.split(split).to(device)
     config = model.config
-    place = -1 if config.model_type in _LAST_TOKEN else 0
+    place = -1 if config.model_type == "xlnet" else 0  # where the summary token stands
     if config.num_labels != data.classes:
         raise KDGymError(f"teacher {teacher} has {config.num_labels} classes, task {data.task.name} has {data.classes}")
     shape = (len(rows), config.num_hidden_layers, config.hidden_size)
@@ -72,7 +70,7 @@ def _fill(teacher: Path, data: TaskData, split: str, device: torch.device, progr
     cls = np.lib.format.open_memmap(folder / "cls.npy", "w+", np.float16, shape)
     done = 0
     for chosen in rows.by_length().split(64):
-        output = model(**teacher_inputs(rows.batch(chosen), data), output_hidden_states=True)
+        output = model(**teacher_inputs(rows.batch(chosen), data.vocabulary, config), output_hidden_states=True)
         logits[chosen.cpu()] = output.logits.float().cpu()
         states = torch.stack([state[:, place] for state in output.hidden_states[1:]], dim=1)
         cls[chosen.cpu()] = states.half().cpu()

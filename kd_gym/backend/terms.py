@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd_gym.backend.encoder import Attention, Encoded
 from kd_gym.backend.knowledge import TeacherBatch
+from kd_gym.backend.sampling import Selection
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Recipe:
 
 class Control(NamedTuple):
     """What one decision sets, each student's own: knowledge weights [N, K], which sum to 1; teacher weights [N, M] or
-    [N, B, M], which sum to 1 over teachers; sample weights [N, B], of mean 1. None is uniform.
+    [N, B, M], which sum to 1 over teachers; sample weights [N, B], of mean 1. None is uniform. A selection chooses
+    the rows of a batch out of a pool.
     """
 
     knowledge: Tensor
     teachers: Tensor | None = None
     samples: Tensor | None = None
+    selection: Selection | None = None
 
 
 class Forward(NamedTuple):
@@ -57,7 +60,9 @@ class Forward(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Means over the updates of one `advance`, each [N]; `losses` [N, K] before weights and scales."""
+    """Means over the updates of one `advance`: losses [N, K] before weights and scales; norm and entropy of the
+    student [N]; the share of samples on which a teacher agrees with the student, and with the labels [N, M].
+    """
 
     losses: Tensor
     gradient_norm: Tensor

@@ -37,6 +37,11 @@ def context_set(name: str) -> tuple[Context, ...]:
     return SETS[name]
 
 
+def teacher_sets(name: str) -> list[str]:
+    """The teacher sets that these contexts ask for."""
+    return sorted({context.teachers for context in context_set(name)})
+
+
 def draw_context(name: str, seed: int) -> Context:
     """The context of the episode with this seed."""
     contexts = context_set(name)

@@ -14,20 +14,22 @@ import torch
 from numpy.typing import NDArray
 
 from kd_gym.backend.state import State
-from kd_gym.backend.terms import Control, Evaluation, Trace
+from kd_gym.backend.terms import Evaluation, Trace
 from kd_gym.envs import observation
-from kd_gym.envs.contexts import context_set, draw_context
+from kd_gym.envs.contexts import context_set, draw_context, teacher_sets
+from kd_gym.envs.family import Decision, Family
 from kd_gym.envs.lab import Lab
 from kd_gym.envs.relative import uniform_metrics
 from kd_gym.errors import KDGymError
 
-RewardKind = Literal["cross_entropy", "accuracy", "relative"]
+RewardKind = Literal["cross_entropy", "accuracy", "relative", "batch_ce", "batch_ce_kd", "batch_mixed"]
 ObservationKind = Literal["vector", "cls"]
 FAILURE_REWARD = -1.0
+BATCH_REWARDS = ("batch_ce", "batch_ce_kd", "batch_mixed")
+_MIXED = 0.5  # the weight of the batch's losses beside the accuracy in `batch_mixed`
 _SMOOTH = 0.7  # weight of the past in the smoothed losses
-_FIELDS = (
-    "control", "loss", "cross_entropy", "accuracy", "slope", "gain", "terms", "trace", "decisions", "empty", "seed",
-)  # fmt: skip
+_ZEROED = ("decisions", "empty", "agreement", "teacher_accuracy", "trace", "slope", "gain", "terms")
+_FIELDS = (*_ZEROED, "control", "loss", "cross_entropy", "accuracy", "seed")
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class EpisodeConfig:
 
     Attributes:
         observation: `vector`, or `cls`, which adds mean [CLS] states of the coming batch.
-        reward: `cross_entropy` (its drop on the reward split), `accuracy` (its gain), or `relative` (the drop of
-            cross-entropy less that of the uniform control with the same seed).
+        reward: `cross_entropy` (its drop on the reward split), `accuracy` (its gain), `relative` (the drop of
+            cross-entropy less that of the uniform control with the same seed), or one of three that are measured on
+            the batch just trained on: `batch_ce`, `batch_ce_kd`, `batch_mixed`.
         reward_every: decisions between evaluations; those between get reward 0 and see the last metric.
         context: `default`, `train`, `held-out`, or one published context by name.
     """
@@ -47,12 +50,14 @@ class EpisodeConfig:
     reward_every: int = 1
     context: str = "default"
 
-    def check(self) -> None:
-        """Raise `KDGymError` for a value that no env has."""
+    def check(self, family: Family) -> None:
+        """Raise `KDGymError` for a value that no env has, or not this one."""
         context_set(self.context)
         for value, valid in ((self.observation, ObservationKind), (self.reward, RewardKind)):
             if value not in valid.__args__:  # type: ignore[attr-defined]
                 raise KDGymError(f"{value!r} is none of {', '.join(valid.__args__)}")  # type: ignore[attr-defined]
+        if self.reward in BATCH_REWARDS and not family.reviews:
+            raise KDGymError(f"reward {self.reward!r} has no meaning where rows are selected; take cross_entropy")
         if self.reward_every < 1:
             raise KDGymError(f"reward_every must be at least 1, not {self.reward_every}")
 
@@ -60,28 +65,29 @@ class EpisodeConfig:
 class Episodes:
     """N runs, each at its own decision; what one decision costs and brings."""
 
-    def __init__(self, lab: Lab, count: int, config: EpisodeConfig) -> None:
-        config.check()
+    def __init__(self, family: Family, lab: Lab, count: int, config: EpisodeConfig) -> None:
+        config.check(family)
+        self.family = family
         self.lab = lab
         self.config = config
         self.recipe = lab.recipe
         self.knowledge = lab.recipe.process.knowledge
-        self.process = lab.process(count, (c.teachers for c in context_set(config.context)))
+        self.process = lab.process(count, teacher_sets(config.context))
         self.reward_batches = lab.data.split("reward").to(lab.device).batches(lab.recipe.reward_rows)
-        k = len(self.knowledge)
-        widths = (lab.init.arch.hidden, lab.teacher().store.width) if config.observation == "cls" else (None, None)
-        self.features = observation.features(self.knowledge, *widths)
+        self.features = family.features(lab, config.observation)
         self.seed = np.zeros(count, np.int64)
         self.decisions = np.zeros(count, np.int64)
         self.empty = np.zeros(count, np.int64)
-        self.control = np.full((count, k), 1 / k)
-        self.loss = np.zeros((count, k))
-        self.trace = np.zeros((count, 4))  # agreement, teacher accuracy, entropy, gradient norm
+        self.control = np.tile(family.initial(), (count, 1))
+        self.loss = np.zeros((count, len(self.knowledge)))
+        self.agreement = np.zeros((count, self.process.m))
+        self.teacher_accuracy = np.zeros((count, self.process.m))
+        self.trace = np.zeros((count, 2))  # entropy, gradient norm
         self.cross_entropy = np.zeros(count)
         self.accuracy = np.zeros(count)
         self.slope = np.zeros(count)
         self.gain = np.zeros(count)  # accuracy won by the last evaluated decisions
-        self.terms = np.zeros((count, 3))  # drop of cross-entropy, the uniform control's drop, penalty
+        self.terms = np.zeros((count, 4))  # drop of cross-entropy, the uniform control's drop, batch term, penalty
 
     # ------------------------------------------------------------------ one episode
 
@@ -93,21 +99,18 @@ class Episodes:
         charged = np.isin(np.arange(len(self.seed)), at)
         evaluation = self.process.evaluate(self.reward_batches, charged)
         self.seed[at] = seeds
-        for array in (self.decisions, self.empty, self.trace, self.slope, self.gain, self.terms):
-            array[at] = 0
-        self.control[at] = 1 / len(self.knowledge)
+        for name in _ZEROED:
+            getattr(self, name)[at] = 0
+        self.control[at] = self.family.initial()
         self.loss[at] = 1.0
-        self.cross_entropy[at] = _bounded(evaluation)[at]
+        self.cross_entropy[at] = _bounded(evaluation.cross_entropy)[at]
         self.accuracy[at] = evaluation.accuracy.numpy()[at]
 
-    def step(self, knowledge: NDArray[np.float64], empty: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """One decision of every episode: knowledge weights [N, K]; returns rewards [N].
-
-        `empty` [N] marks empty selections, which keep the control before.
-        """
-        self.control = np.where(empty[:, None], self.control, knowledge)
-        self.empty += empty
-        trace = self.process.advance(Control(torch.from_numpy(self.control)), self.recipe.updates)
+    def step(self, decision: Decision) -> NDArray[np.float64]:
+        """One decision of every episode; returns rewards [N]."""
+        self.control = decision.shown
+        self.empty += decision.empty
+        trace = self.process.advance(decision.control, self.family.updates)
         self._record(trace)
         self.decisions += 1
         failed = self.process.failed.numpy()
@@ -117,17 +120,20 @@ class Episodes:
         if due.any():
             self._measure(self.process.evaluate(self.reward_batches, due), due & ~failed)
             rewards = self._reward(due & ~failed)
-        self.terms[failed] = (0, 0, FAILURE_REWARD)
+        if self.config.reward in BATCH_REWARDS:
+            self.terms[:, 2] = rewards = self._batch_reward()
+        self.terms[failed] = (0, 0, 0, FAILURE_REWARD)
         return np.where(failed, FAILURE_REWARD, rewards)
 
     def _record(self, trace: Trace) -> None:
         scaled = (trace.losses / self.process.scale.mean(-1).float().cpu()).numpy()
         self.loss = _SMOOTH * self.loss + (1 - _SMOOTH) * scaled
-        columns = (trace.agreement, trace.teacher_accuracy, trace.entropy, trace.gradient_norm)
-        self.trace = torch.stack(columns, 1).double().numpy()
+        self.agreement = trace.agreement.double().numpy()
+        self.teacher_accuracy = trace.teacher_accuracy.double().numpy()
+        self.trace = torch.stack((trace.entropy, trace.gradient_norm), 1).double().numpy()
 
     def _measure(self, evaluation: Evaluation, due: NDArray[np.bool_]) -> None:
-        now, right = _bounded(evaluation), evaluation.accuracy.double().numpy()
+        now, right = _bounded(evaluation.cross_entropy), evaluation.accuracy.double().numpy()
         self.slope = np.where(due, now - self.cross_entropy, self.slope)
         self.terms[:, 0] = np.where(due, self.cross_entropy - now, 0)
         self.gain = np.where(due, right - self.accuracy, 0)
@@ -145,6 +151,19 @@ class Episodes:
                 self.terms[slot, 1] = path[(now - 1) // every * every] - path[now]
         return self.terms[:, 0] - self.terms[:, 1]
 
+    def _batch_reward(self) -> NDArray[np.float64]:
+        """RL-KD's rewards 1 to 3 (Yuan et al., 2021), measured after the update on the batch just trained on.
+
+        Before it, reward 1 would not depend on the action. The distillation term is held against the mean of all
+        teachers, so that picking teachers cannot lower it.
+        """
+        hard, soft = (_bounded(loss) for loss in self.process.review())
+        if self.config.reward == "batch_ce":
+            return -hard
+        if self.config.reward == "batch_ce_kd":
+            return -hard - soft
+        return _MIXED * (-hard - soft) + (1 - _MIXED) * self.accuracy
+
     @property
     def terminated(self) -> NDArray[np.bool_]:
         """Whose budget is spent, or whose student has failed [N]."""
@@ -155,11 +174,15 @@ class Episodes:
     # ------------------------------------------------------------------ what is seen
 
     def observe(self) -> observation.Array:
-        """The observations [N, F]."""
+        """The observations of all students."""
+        return self.family.observe(self)
+
+    def values(self) -> dict[str, NDArray[Any]]:
+        """The parts of the observation vector, each [N] or [N, size]."""
         recipe = self.recipe.process
         progress = np.minimum(self.process.update.numpy() / recipe.horizon, 1)
         rates = np.array([context.rate for context in self.process.contexts])
-        values = {
+        values: dict[str, NDArray[Any]] = {
             "progress": progress,
             "budget_left": 1 - progress,
             "control": self.control,
@@ -167,30 +190,33 @@ class Episodes:
             "cross_entropy": observation.squash(self.cross_entropy),
             "slope": 10 * self.slope,
             "accuracy": self.accuracy,
-            "agreement": self.trace[:, 0],
-            "teacher_accuracy": self.trace[:, 1],
-            "entropy": self.trace[:, 2] / math.log(self.lab.init.arch.classes),
-            "gradient_norm": observation.squash(self.trace[:, 3]),
+            "agreement": self.agreement,
+            "teacher_accuracy": self.teacher_accuracy,
+            "entropy": self.trace[:, 0] / math.log(self.lab.init.arch.classes),
+            "gradient_norm": observation.squash(self.trace[:, 1]),
             "learning_rate": self.process.learning_rate().numpy() / rates / recipe.learning_rate,
         }
         if self.config.observation == "cls":
-            student, teacher = self.process.peek()
-            values |= {"student_cls": student.cpu().numpy(), "teacher_cls": teacher.cpu().numpy()}
-        return observation.vector(self.features, values)
+            coming = self.process.peek()
+            for name, side in (("student", coming.encoded), ("teacher", coming.teachers[0])):
+                values[f"{name}_cls"] = side.cls[:, -1].mean(1).float().cpu().numpy()
+        return values
 
     def info(self, slot: int) -> dict[str, Any]:
         """What is known of an episode, as a function of (id, kwargs, seed, actions)."""
-        drop, uniform, penalty = (float(x) for x in self.terms[slot])
+        drop, uniform, batch, penalty = (float(x) for x in self.terms[slot])
+        names = [spec.name for spec in self.recipe.teacher_set(self.process.contexts[slot].teachers)]
         return {
             "episode_seed": int(self.seed[slot]),
             "context": self.process.contexts[slot].name,
             "score_name": f"report {self.lab.data.task.metrics[0]}",
             "updates": int(self.process.update[slot]),
-            "control": dict(zip(self.knowledge, self.control[slot].tolist(), strict=True)),
+            "control": dict(zip(self.family.labels, self.control[slot].tolist(), strict=True)),
             "losses": dict(zip(self.knowledge, self.loss[slot].tolist(), strict=True)),
             "reward_terms": {
                 "cross_entropy_drop": drop,
                 "uniform_drop": uniform,
+                "batch": batch,
                 "accuracy_gain": float(self.gain[slot]),
                 "penalty": penalty,
             },
@@ -199,11 +225,15 @@ class Episodes:
                 "accuracy": float(self.accuracy[slot]),
             },
             "student": {
-                "agreement": float(self.trace[slot, 0]),
-                "teacher_accuracy": float(self.trace[slot, 1]),
-                "entropy": float(self.trace[slot, 2]),
-                "gradient_norm": float(np.nan_to_num(self.trace[slot, 3], nan=-1.0, posinf=-1.0)),
+                "agreement": float(self.agreement[slot].mean()),
+                "teacher_accuracy": float(self.teacher_accuracy[slot].mean()),
+                "entropy": float(self.trace[slot, 0]),
+                "gradient_norm": float(np.nan_to_num(self.trace[slot, 1], nan=-1.0, posinf=-1.0)),
             },
+            "teachers": [
+                {"name": name, "agreement": float(a), "accuracy": float(b)}
+                for name, a, b in zip(names, self.agreement[slot], self.teacher_accuracy[slot], strict=True)
+            ],
             "flops": int(self.process.cost.flops[slot]),
             "empty_selections": int(self.empty[slot]),
             "failure": "the student's loss or gradient is not finite" if self.process.failed[slot] else "",
@@ -222,7 +252,7 @@ class Episodes:
             setattr(self, name, value.copy())
 
 
-def _bounded(evaluation: Evaluation) -> NDArray[np.float64]:
-    """Cross-entropy with a ceiling, so that no reward is without bound."""
-    loss: NDArray[np.float64] = evaluation.cross_entropy.double().numpy()
-    return np.nan_to_num(loss, nan=10.0, posinf=10.0).clip(max=10.0)
+def _bounded(loss: torch.Tensor) -> NDArray[np.float64]:
+    """A loss with a ceiling, so that no reward is without bound."""
+    bounded: NDArray[np.float64] = np.nan_to_num(loss.double().cpu().numpy(), nan=10.0, posinf=10.0).clip(max=10.0)
+    return bounded

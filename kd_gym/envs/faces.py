@@ -1,7 +1,7 @@
 """Gymnasium's two faces of the same episodes: one env, and many students on one device."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -10,10 +10,11 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from kd_gym.envs import observation
-from kd_gym.envs.episodes import EpisodeConfig, Episodes
+from kd_gym.envs.episodes import EpisodeConfig, Episodes, ObservationKind, RewardKind
+from kd_gym.envs.family import Family
 from kd_gym.envs.lab import Lab, open_lab
-from kd_gym.envs.recipes import Backend, EnvRecipe
+from kd_gym.envs.observation import Array
+from kd_gym.envs.recipes import Backend
 from kd_gym.envs.render import ansi_line, weights_image
 from kd_gym.errors import KDGymError
 
@@ -23,24 +24,12 @@ RENDER_MODES = ["ansi", "rgb_array"]
 Info = dict[str, Any]
 
 
-class Family:
-    """What an env family adds: the space of its actions and what they set. One object serves N students."""
-
-    def __init__(self, recipe: EnvRecipe) -> None:
-        self.recipe = recipe
-
-    @property
-    def action_space(self) -> spaces.Space[Any]:
-        """The space of one student's action."""
-        raise NotImplementedError
-
-    def weights(self, actions: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Knowledge weights [N, K] of a batch of actions, and whose selection is empty [N]."""
-        raise NotImplementedError
-
-
 def checked(space: spaces.Space[Any], action: Any) -> Any:
     """The action as the space's own type; `KDGymError` unless it is an element."""
+    if isinstance(space, spaces.Dict):
+        if not isinstance(action, dict) or set(action) != set(space):
+            raise KDGymError(f"the action has to be a dict with just {', '.join(space)}")
+        return {name: checked(part, action[name]) for name, part in space.items()}
     if isinstance(space, spaces.Box):
         action = np.asarray(action, space.dtype)
     elif isinstance(space, spaces.Discrete):
@@ -53,33 +42,48 @@ def checked(space: spaces.Space[Any], action: Any) -> Any:
     return action
 
 
-def _episodes(
-    recipe: EnvRecipe, count: int, config: EpisodeConfig, data: str, device: str, backend: Backend
-) -> Episodes:
-    return Episodes(open_lab(recipe, data, device, backend), count, config)
+class DistillationEnv(gym.Env[Array, Any]):
+    """One student: Gymnasium's ordinary API over `Episodes` of one.
 
-
-class DistillationEnv(gym.Env[observation.Array, Any]):
-    """One student: Gymnasium's ordinary API over `Episodes` of one."""
+    Args:
+        task: a task's name, or None for own data.
+        base: of the `-Base` id.
+        observation, reward, reward_every, context: see `EpisodeConfig`.
+        data: `auto`, `hub`, `embedded` or a path.
+        device: `auto`, `cpu` or `cuda`.
+        backend: `full`; `tiny` for tests.
+        render_mode: `ansi` or `rgb_array`.
+        options: what the family adds; see its page.
+    """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's own form)
         "render_modes": RENDER_MODES,
         "render_fps": 4,
     }
 
+    Family: ClassVar[Callable[..., Family]]
+
     def __init__(
         self,
-        family: Family,
-        config: EpisodeConfig,
-        data: str,
-        device: str,
-        backend: Backend,
-        render_mode: str | None,
+        task: str | None = None,
+        base: bool = False,
+        observation: ObservationKind = "vector",
+        reward: RewardKind = "cross_entropy",
+        reward_every: int | None = None,
+        context: str = "default",
+        data: str = "auto",
+        device: str = "auto",
+        backend: Backend = "full",
+        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
-        self.family = family
-        self.episodes = _episodes(family.recipe, 1, config, data, device, backend)
+        family = self.family = self.Family(task, base, backend, **options)
+        config = EpisodeConfig(
+            observation, reward, family.reward_every if reward_every is None else reward_every, context
+        )
+        self.episodes = Episodes(family, open_lab(family.recipe, data, device, backend), 1, config)
         self.action_space = family.action_space
-        self.observation_space = observation.space(self.episodes.features)  # type: ignore[assignment]
+        self.observation_space = family.observation_space(self.lab, observation)  # type: ignore[assignment]
         self.render_mode = render_mode
         self._history: list[NDArray[np.float64]] = []
         self._running = False
@@ -102,9 +106,7 @@ class DistillationEnv(gym.Env[observation.Array, Any]):
             **{f"{part}_seconds": seconds for part, seconds in cost.seconds.items()},
         }
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[observation.Array, Info]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Info]:
         """Start the episode of this seed; without one, of a seed drawn by the env (`info["episode_seed"]`)."""
         super().reset(seed=seed)
         episode = int(self.np_random.integers(TRAIN_SEEDS)) if seed is None else seed
@@ -113,12 +115,12 @@ class DistillationEnv(gym.Env[observation.Array, Any]):
         self._running = True
         return self.episodes.observe()[0], self.episodes.info(0)
 
-    def step(self, action: Any) -> tuple[observation.Array, float, bool, bool, Info]:
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, Info]:
         """One decision: the action sets the control, then the student trains for some updates under it."""
         if not self._running:
             raise KDGymError("the episode is over; call reset() before step()")
-        weights, empty = self.family.weights(np.asarray(checked(self.action_space, action))[None])
-        reward = float(self.episodes.step(weights, empty)[0])
+        decision = self.family.decide([checked(self.action_space, action)], self.episodes)
+        reward = float(self.episodes.step(decision)[0])
         self._history.append(self.episodes.control[0].copy())
         self._running = not bool(self.episodes.terminated[0])
         return self.episodes.observe()[0], reward, not self._running, False, self.episodes.info(0)
@@ -128,8 +130,8 @@ class DistillationEnv(gym.Env[observation.Array, Any]):
         if self.render_mode == "ansi":
             return ansi_line(self.episodes.info(0))
         if self.render_mode == "rgb_array":
-            recipe = self.family.recipe
-            return weights_image(recipe.process.knowledge, self._history, recipe.decisions)
+            decisions = self.family.recipe.process.horizon // self.family.updates
+            return weights_image(self.family.labels, self._history, decisions)
         return None
 
     def snapshot(self) -> tuple[Any, list[NDArray[np.float64]], bool]:
@@ -146,15 +148,15 @@ class DistillationEnv(gym.Env[observation.Array, Any]):
         """A second env in the same state: what happens in one never reaches the other."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other.episodes = Episodes(self.lab, 1, self.episodes.config)
+        other.episodes = Episodes(self.family, self.lab, 1, self.episodes.config)
         other.restore(self.snapshot())
         other._np_random = np.random.default_rng()
         other._np_random.bit_generator.state = self.np_random.bit_generator.state
         return other
 
 
-class DistillationVectorEnv(gym.vector.VectorEnv[observation.Array, Any, NDArray[Any]]):
-    """N students on one device: Gymnasium's vector API, with same-step autoreset.
+class DistillationVectorEnv(gym.vector.VectorEnv[Array, Any, NDArray[Any]]):
+    """`DistillationEnv` for N students on one device: Gymnasium's vector API, with same-step autoreset.
 
     `reset(seed=[...])` takes one seed for each student; a single seed s gives them s, s + 1, ...
     """
@@ -164,16 +166,34 @@ class DistillationVectorEnv(gym.vector.VectorEnv[observation.Array, Any, NDArray
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    Family: ClassVar[Callable[..., Family]]
+
     def __init__(
-        self, family: Family, num_envs: int, config: EpisodeConfig, data: str, device: str, backend: Backend
+        self,
+        num_envs: int = 1,
+        task: str | None = None,
+        base: bool = False,
+        observation: ObservationKind = "vector",
+        reward: RewardKind = "cross_entropy",
+        reward_every: int | None = None,
+        context: str = "default",
+        data: str = "auto",
+        device: str = "auto",
+        backend: Backend = "full",
+        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
         if num_envs < 1:
             raise KDGymError(f"num_envs must be at least 1, not {num_envs}")
         self.num_envs = num_envs
-        self.family = family
-        self.episodes = _episodes(family.recipe, num_envs, config, data, device, backend)
+        self.render_mode = render_mode
+        family = self.family = self.Family(task, base, backend, **options)
+        config = EpisodeConfig(
+            observation, reward, family.reward_every if reward_every is None else reward_every, context
+        )
+        self.episodes = Episodes(family, open_lab(family.recipe, data, device, backend), num_envs, config)
         self.single_action_space = family.action_space
-        self.single_observation_space = observation.space(self.episodes.features)
+        self.single_observation_space = family.observation_space(self.lab, observation)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
@@ -188,7 +208,7 @@ class DistillationVectorEnv(gym.vector.VectorEnv[observation.Array, Any, NDArray
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[observation.Array, Info]:
+    ) -> tuple[Array, Info]:
         """Start an episode of every student."""
         seeds: list[int | None]
         if seed is None:
@@ -206,18 +226,16 @@ class DistillationVectorEnv(gym.vector.VectorEnv[observation.Array, Any, NDArray
         self.episodes.begin(range(self.num_envs), drawn)
         return self.episodes.observe(), self._infos(range(self.num_envs))
 
-    def step(
-        self, actions: Any
-    ) -> tuple[observation.Array, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
+    def step(self, actions: Any) -> tuple[Array, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
         """One decision of every student; episodes that end start anew in the same step.
 
         The last observation and info of an ended episode are in `info["final_obs"]` and `info["final_info"]`.
         """
-        actions = np.asarray(actions)
-        if len(actions) != self.num_envs:
-            raise KDGymError(f"{len(actions)} actions were given for {self.num_envs} students")
-        weights, empty = self.family.weights(np.stack([checked(self.single_action_space, a) for a in actions]))
-        rewards = self.episodes.step(weights, empty)
+        each = self._split(actions)
+        if len(each) != self.num_envs:
+            raise KDGymError(f"{len(each)} actions were given for {self.num_envs} students")
+        decision = self.family.decide([checked(self.single_action_space, a) for a in each], self.episodes)
+        rewards = self.episodes.step(decision)
         terminated = self.episodes.terminated
         seen, infos = self.episodes.observe(), self._infos(range(self.num_envs))
         ended = np.flatnonzero(terminated).tolist()
@@ -235,6 +253,14 @@ class DistillationVectorEnv(gym.vector.VectorEnv[observation.Array, Any, NDArray
                 "_final_info": terminated,
             }
         return seen, rewards, terminated, np.zeros(self.num_envs, np.bool_), infos
+
+    @staticmethod
+    def _split(actions: Any) -> list[Any]:
+        """One action for each student out of a batch, as Gymnasium's batched spaces have it."""
+        if isinstance(actions, dict):
+            rows = zip(*actions.values(), strict=True)
+            return [dict(zip(actions, row, strict=True)) for row in rows]
+        return list(np.asarray(actions))
 
     def _infos(self, slots: Sequence[int]) -> Info:
         infos: Info = {}

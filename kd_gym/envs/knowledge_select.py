@@ -1,14 +1,17 @@
 """KnowledgeSelect: which kinds of knowledge the student learns from, over its training."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 
-from kd_gym.envs.episodes import EpisodeConfig, ObservationKind, RewardKind
-from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv, Family
-from kd_gym.envs.recipes import Backend, EnvRecipe, recipe_of
+from kd_gym.backend.terms import Control
+from kd_gym.envs.episodes import Episodes
+from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
+from kd_gym.envs.family import Decision, Family, normalised, simplex
+from kd_gym.envs.recipes import Backend, recipe_of
 from kd_gym.errors import KDGymError
 
 ActionKind = Literal["weights", "multi", "choice"]
@@ -17,12 +20,14 @@ ActionKind = Literal["weights", "multi", "choice"]
 class KnowledgeSelect(Family):
     """The three kinds of action over K knowledge types."""
 
-    def __init__(self, recipe: EnvRecipe, action: ActionKind) -> None:
-        super().__init__(recipe)
+    def __init__(
+        self, task: str | None = None, base: bool = False, backend: Backend = "full", action: ActionKind = "weights"
+    ) -> None:
+        super().__init__(recipe_of(task, base, backend))
         if action not in ActionKind.__args__:  # type: ignore[attr-defined]
             raise KDGymError(f"unknown action kind {action!r}: weights, multi or choice")
         self.action = action
-        self.k = len(recipe.process.knowledge)
+        self.k = len(self.recipe.process.knowledge)
 
     @property
     def action_space(self) -> spaces.Space[Any]:
@@ -31,15 +36,23 @@ class KnowledgeSelect(Family):
             return spaces.Box(-1.0, 1.0, (self.k,), np.float32)
         return spaces.MultiBinary(self.k) if self.action == "multi" else spaces.Discrete(self.k)
 
-    def weights(self, actions: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Weights [N, K] that sum to 1; an empty hard selection keeps the control before."""
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The knowledge types."""
+        return self.recipe.process.knowledge
+
+    def decide(self, actions: Sequence[Any], episodes: Episodes) -> Decision:
+        """Knowledge weights that sum to 1; an empty hard selection keeps the control before."""
+        given = np.stack(actions)
+        empty = np.zeros(len(given), np.bool_)
         if self.action == "choice":
-            return np.eye(self.k)[actions], np.zeros(len(actions), np.bool_)
-        raw = (actions.astype(np.float64) + 1) / 2 if self.action == "weights" else actions.astype(np.float64)
-        total = raw.sum(1, keepdims=True)
-        none = total[:, 0] == 0
-        weights = np.where(none[:, None], 1 / self.k, raw / np.where(none[:, None], 1, total))
-        return weights, none & (self.action == "multi")
+            weights = np.eye(self.k)[given]
+        elif self.action == "weights":
+            weights = simplex(given)
+        else:
+            weights, empty = normalised(given.astype(np.float64))
+            weights = np.where(empty[:, None], episodes.control, weights)
+        return Decision(Control(torch.from_numpy(weights)), weights, empty.astype(np.int64))
 
 
 class KnowledgeSelectEnv(DistillationEnv):
@@ -85,44 +98,10 @@ class KnowledgeSelectEnv(DistillationEnv):
     v0: first release.
     """
 
-    def __init__(
-        self,
-        task: str | None = None,
-        base: bool = False,
-        action: ActionKind = "weights",
-        observation: ObservationKind = "vector",
-        reward: RewardKind = "cross_entropy",
-        reward_every: int = 1,
-        context: str = "default",
-        data: str = "auto",
-        device: str = "auto",
-        backend: Backend = "full",
-        render_mode: str | None = None,
-    ) -> None:
-        family = KnowledgeSelect(recipe_of(task, base, backend), action)
-        config = EpisodeConfig(observation, reward, reward_every, context)
-        super().__init__(family, config, data, device, backend, render_mode)
+    Family = KnowledgeSelect
 
 
 class KnowledgeSelectVectorEnv(DistillationVectorEnv):
     """`KnowledgeSelectEnv` for N students on one device."""
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        task: str | None = None,
-        base: bool = False,
-        action: ActionKind = "weights",
-        observation: ObservationKind = "vector",
-        reward: RewardKind = "cross_entropy",
-        reward_every: int = 1,
-        context: str = "default",
-        data: str = "auto",
-        device: str = "auto",
-        backend: Backend = "full",
-        render_mode: str | None = None,
-    ) -> None:
-        self.render_mode = render_mode
-        family = KnowledgeSelect(recipe_of(task, base, backend), action)
-        config = EpisodeConfig(observation, reward, reward_every, context)
-        super().__init__(family, num_envs, config, data, device, backend)
+    Family = KnowledgeSelect

@@ -2,22 +2,23 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from kd_gym.backend.checkpoint import StudentInit
 from kd_gym.backend.process import PROCESS_VERSION, DistillationProcess
 from kd_gym.backend.store import TeacherStore, teacher_store
-from kd_gym.backend.teacher import Progress, fine_tuned, training_seconds, word_states
+from kd_gym.backend.teacher import MINILM, Progress, TeacherSpec, fine_tuned, training_seconds, word_states
 from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store
-from kd_gym.envs.contexts import context_set
-from kd_gym.envs.recipes import MINILM, Backend, EnvRecipe
+from kd_gym.envs.contexts import teacher_sets
+from kd_gym.envs.recipes import Backend, EnvRecipe
 from kd_gym.errors import KDGymError
 from kd_gym.files import digest
 from kd_gym.tasks import embedded
 from kd_gym.tasks.data import TaskData, load_data
+from kd_gym.tasks.sources import cache_alone_unless_the_hub_answers
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -28,24 +29,29 @@ def checkpoint_folder(name: str) -> Path:
     """The local folder of a pretrained model: the embedded one for MiniLM, a given folder, or the hub's cache.
 
     Raises:
-        KDGymError: neither the hub nor its cache gives it.
+        KDGymError: neither the hub nor its cache gives it, or it is not whole.
     """
+    remedy = "give the network access to the hub once, or fill its cache"
     if name == MINILM:
         try:
             return embedded.minilm()
         except KDGymError as error:
             remedy = str(error)
-    elif Path(name).is_dir():
-        return Path(name)
-    else:
-        remedy = "give the network access to the hub once, or fill its cache"
-    from huggingface_hub import snapshot_download
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
 
-    patterns = ["config.json", "model.safetensors", "tokenizer*", "vocab.txt", "special_tokens_map.json"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=5))
-    except Exception as error:  # the hub's client raises many kinds, all of which mean the same here
-        raise KDGymError(f"the hub did not give the model {name} ({type(error).__name__}); {remedy}") from None
+        patterns = ["config.json", "model.safetensors", "tokenizer*", "vocab.txt", "special_tokens_map.json"]
+        try:
+            with cache_alone_unless_the_hub_answers():
+                folder = Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=5))
+        except Exception as error:  # the hub's client raises many kinds, all of which mean the same here
+            raise KDGymError(f"the hub did not give the model {name} ({type(error).__name__}); {remedy}") from None
+    # Other programs leave parts of models in the cache, and without its files a tokenizer knows no word, silently.
+    for files in (("config.json",), ("model.safetensors",), ("tokenizer.json", "vocab.txt")):
+        if not any((folder / file).is_file() for file in files):
+            raise KDGymError(f"{folder}: no {' or '.join(files)} here; save or fetch model and tokenizer again")
+    return folder
 
 
 def resolve_device(name: str) -> torch.device:
@@ -57,13 +63,16 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-class Teacher(NamedTuple):
-    """A teacher made real: its outputs on `train`, a hash of its weights, its folder (None: it has none), and the
-    seconds that tuning and storing it took, once.
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A teacher made real: its recipe, its outputs on `train`, a hash of its weights, the data under its own
+    tokenizer, its folder (None: it has none), and the seconds that tuning and storing it took, once.
     """
 
+    spec: TeacherSpec
     store: TeacherStore
     hash: str
+    data: TaskData
     folder: Path | None
     seconds: float = 0.0
 
@@ -71,8 +80,8 @@ class Teacher(NamedTuple):
 class Lab:
     """A recipe made real on one device: data, starts of students, and teachers as contexts ask for them.
 
-    `make_teacher` is called once for each teacher name, at its first use; `start` makes the start of students from
-    the default teacher.
+    `make_teacher` is called once for each teacher, at its first use; `start` makes the start of students from the
+    default teacher.
     """
 
     def __init__(
@@ -80,7 +89,7 @@ class Lab:
         recipe: EnvRecipe,
         data: TaskData,
         device: torch.device,
-        make_teacher: Callable[[str, Progress], Teacher],
+        make_teacher: Callable[[TeacherSpec, Progress], Teacher],
         start: Callable[[Teacher], StudentInit],
     ) -> None:
         self.recipe = recipe
@@ -88,29 +97,41 @@ class Lab:
         self.device = device
         self._make_teacher = make_teacher
         self._start = start
-        self._teachers: dict[str, Teacher] = {}
+        self._made: dict[TeacherSpec, Teacher] = {}
 
-    def teacher(self, name: str = "full", progress: Progress = quiet) -> Teacher:
-        """Teacher `full`, `early` or `flipped`; tuned and stored at the first use."""
-        if name not in self._teachers:
-            self._teachers[name] = self._make_teacher(name, progress)
-        return self._teachers[name]
+    def teachers(self, name: str | None = None, progress: Progress = quiet) -> tuple[Teacher, ...]:
+        """The M teachers of a set, the first one by default; each is tuned and stored at its first use."""
+        members = self.recipe.teacher_set(name)
+        for spec in members:
+            if spec not in self._made:
+                self._made[spec] = self._make_teacher(spec, progress)
+        return tuple(self._made[spec] for spec in members)
+
+    @property
+    def teacher(self) -> Teacher:
+        """The default teacher."""
+        return self.teachers()[0]
+
+    @property
+    def made(self) -> tuple[Teacher, ...]:
+        """All teachers that were asked for so far."""
+        return tuple(self._made.values())
 
     @functools.cached_property
     def init(self) -> StudentInit:
         """Where students start, whatever the context: from the default teacher."""
-        return self._start(self.teacher())
+        return self._start(self.teacher)
 
     def fingerprint(self, context: str = "default") -> str:
         """A hash over all that fixes an episode's numbers, given its kwargs, seed and actions."""
-        names = sorted({"full", *(c.teachers for c in context_set(context))})
-        return digest(PROCESS_VERSION, self.recipe.hash, self.data.fingerprint, [self.teacher(n).hash for n in names])
+        hashes = [[t.hash for t in self.teachers(name)] for name in teacher_sets(context)]
+        return digest(PROCESS_VERSION, self.recipe.hash, self.data.fingerprint, self.teacher.hash, hashes)
 
-    def process(self, students: int, teachers: Iterable[str]) -> DistillationProcess:
-        """A process over the train split with these teachers loaded. It never sees `select` and `report`."""
+    def process(self, students: int, sets: Iterable[str]) -> DistillationProcess:
+        """A process over the train split with these teacher sets loaded. It never sees `select` and `report`."""
         return DistillationProcess(
             self.data.split("train"),
-            {name: (self.teacher(name).store,) for name in sorted(set(teachers))},
+            {name: tuple(t.store for t in self.teachers(name)) for name in sorted(set(sets))},
             self.init,
             self.recipe.process,
             students,
@@ -135,7 +156,7 @@ def open_lab(recipe: EnvRecipe, data: str = "auto", device: str = "auto", backen
             recipe,
             found,
             target,
-            lambda name, _: Teacher(tiny_store(found, name), f"tiny-{name}", None),
+            lambda spec, _: Teacher(spec, tiny_store(found, spec.name), f"tiny-{spec.name}", found, None),
             lambda _: tiny_init(found),
         )
     if backend != "full":
@@ -143,12 +164,13 @@ def open_lab(recipe: EnvRecipe, data: str = "auto", device: str = "auto", backen
     checkpoint = checkpoint_folder(recipe.checkpoint)
     loaded = load_data(recipe.task, data, checkpoint)
 
-    def make(name: str, progress: Progress) -> Teacher:
-        spec = recipe.flipped if name == "flipped" else recipe.full
-        folder = fine_tuned(spec, checkpoint, loaded, target, progress)
-        chosen = folder / ("early" if name == "early" else "final")
-        store = teacher_store(chosen, loaded, "train", target, progress)
-        return Teacher(store, store.key["weights"][:16], chosen, training_seconds(folder) + store.seconds)
+    def make(spec: TeacherSpec, progress: Progress) -> Teacher:
+        folder = checkpoint_folder(spec.checkpoint)
+        own = loaded if spec.checkpoint == recipe.checkpoint else load_data(recipe.task, data, folder)
+        chosen = fine_tuned(spec, folder, own, target, progress)
+        store = teacher_store(chosen, own, "train", target, progress)
+        seconds = training_seconds(chosen) + store.seconds
+        return Teacher(spec, store, store.key["weights"][:16], own, chosen, seconds)
 
     def start(teacher: Teacher) -> StudentInit:
         assert teacher.folder is not None

@@ -1,6 +1,6 @@
 """The observation vector: one table that both builds it and documents it."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,20 +22,28 @@ class Feature:
     meaning: str
 
 
-def features(knowledge: Iterable[str], student: int | None = None, teacher: int | None = None) -> list[Feature]:
-    """The parts of the vector, in order; with the two widths, the mean [CLS] states of the coming batch too."""
-    names = tuple(knowledge)
-    k, of = len(names), ", ".join(names)
+def features(
+    control: Sequence[str],
+    knowledge: Sequence[str],
+    teachers: Sequence[str],
+    student: int | None = None,
+    teacher: int | None = None,
+) -> list[Feature]:
+    """The parts of the vector, in order, from the names of the control's weights, of losses and of teachers.
+
+    With the two widths, the mean [CLS] states of the coming batch too.
+    """
+    k, of, by = len(knowledge), ", ".join(knowledge), f" ({', '.join(teachers)})" if len(teachers) > 1 else ""
     table = [
         Feature("progress", 1, 0, 1, "updates done / updates of the episode"),
         Feature("budget_left", 1, 0, 1, "1 - progress"),
-        Feature("control", k, 0, 1, f"knowledge weights of the last decision ({of}); uniform at the start"),
+        Feature("control", len(control), 0, 1, f"weights of the last decision ({', '.join(control)})"),
         Feature("loss", k, 0, 1, f"smoothed loss / its scale, x / (1 + x) ({of})"),
         Feature("cross_entropy", 1, 0, 1, "last cross-entropy on the reward split, x / (1 + x)"),
         Feature("slope", 1, -1, 1, "its last change, 10 times, clipped"),
         Feature("accuracy", 1, 0, 1, "last accuracy on the reward split"),
-        Feature("agreement", 1, 0, 1, "share of training samples on which student and teacher agree"),
-        Feature("teacher_accuracy", 1, 0, 1, "share of training samples on which teacher and (noisy) label agree"),
+        Feature("agreement", len(teachers), 0, 1, f"share of samples on which student and teacher agree{by}"),
+        Feature("teacher_accuracy", len(teachers), 0, 1, f"share on which teacher and (noisy) label agree{by}"),
         Feature("entropy", 1, 0, 1, "entropy of the student / log(classes), on training batches"),
         Feature("gradient_norm", 1, 0, 1, "norm of the student's gradient, x / (1 + x)"),
         Feature("learning_rate", 1, 0, 1, "place in the learning rate's schedule: rate / its peak"),

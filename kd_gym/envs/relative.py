@@ -16,7 +16,7 @@ _memory: dict[str, list[float]] = {}
 
 def uniform_metrics(lab: Lab, context: Context, seed: int) -> list[float]:
     """Cross-entropy on the reward rows before the first and after each decision of the uniform control."""
-    key = digest(lab.fingerprint(), lab.teacher(context.teachers).hash, asdict(context), seed)
+    key = digest(lab.fingerprint(), [t.hash for t in lab.teachers(context.teachers)], asdict(context), seed)
     if key in _memory:
         return _memory[key]
     file = cache_dir() / "uniform" / f"{key}.json"

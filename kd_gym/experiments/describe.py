@@ -11,11 +11,11 @@ import gymnasium as gym
 from kd_gym import ENV_IDS
 from kd_gym.agents.protocol import AGENTS
 from kd_gym.backend.knowledge import KNOWLEDGE
+from kd_gym.backend.teacher import TeacherSpec
 from kd_gym.envs import observation
 from kd_gym.envs.contexts import HELD_OUT, TRAIN
-from kd_gym.envs.recipes import recipe_of
 from kd_gym.errors import KDGymError
-from kd_gym.experiments.setup import resolve_id
+from kd_gym.experiments.setup import family_of, resolve_id
 from kd_gym.plugins import load, nearest
 from kd_gym.tasks.task import TASKS
 
@@ -52,11 +52,11 @@ def _first_line(thing: Any) -> str:
 
 
 def _env_line(name: str) -> str:
-    kwargs = gym.spec(name).kwargs
-    recipe = recipe_of(kwargs["task"], kwargs.get("base", False))
-    task = kwargs["task"] or "own data"
+    family = family_of(name)
+    recipe = family.recipe
+    task = recipe.task or "own data"
     return (
-        f"{task}, student {recipe.layers} x {recipe.hidden}, {recipe.decisions} decisions of {recipe.updates} updates"
+        f"{task}, student {recipe.layers} x {recipe.hidden}, {family.decisions} decisions of {family.updates} updates"
     )
 
 
@@ -72,16 +72,17 @@ def _facts() -> dict[str, Any]:
 
 
 def _env_page(env_id: str) -> str:
-    kwargs = gym.spec(env_id).kwargs
-    recipe = recipe_of(kwargs["task"], kwargs.get("base", False))
+    family = family_of(env_id)
+    recipe = family.recipe
     cls = load(str(gym.spec(env_id).entry_point))
-    table = observation.table_text(observation.features(recipe.process.knowledge))
+    names = [spec.name for spec in recipe.teacher_set()]
+    table = observation.table_text(observation.features(family.labels, recipe.process.knowledge, names))
     lines = [f"# {env_id}", "", (inspect.getdoc(cls) or "").replace("{observations}", table), "", "## Recipe"]
     process = recipe.process
     lines += [
         f"- {_env_line(env_id)}; batch {process.batch}, "
         f"peak learning rate {process.learning_rate:g}, tau {process.tau:g}",
-        f"- teacher {recipe.checkpoint}, at most {recipe.full.epochs:g} epochs",
+        *(f"- teacher {_teacher_line(spec)}" for spec in recipe.teacher_set()),
         f"- reward measured on {recipe.reward_rows} rows; recipe hash {recipe.hash}",
         "",
         "## Contexts",
@@ -93,6 +94,21 @@ def _env_page(env_id: str) -> str:
             lines.append(f"| {c.name} | {kind} | {c.label_noise:g} | {c.train_share:g} | {c.teachers} | x {c.rate:g} |")
     lines += ["", "## Spread and room", _facts_text(env_id, recipe.hash)]
     return "\n".join(lines)
+
+
+def _teacher_line(spec: TeacherSpec) -> str:
+    """What a teacher is, in words."""
+    parts = [
+        f"`{spec.name}`: {spec.checkpoint}",
+        f"its lowest {spec.layers} layers" if spec.layers else "",
+        f"on {spec.share:.0%} of train" if spec.share < 1 else "",
+        f"on texts of {spec.domain}" if spec.domain else "",
+        f"{spec.label_noise:.0%} of the labels{' of long texts' if spec.noise_on == 'long' else ''} flipped"
+        if spec.label_noise
+        else "",
+        f"at most {spec.epochs:g} epochs and {spec.updates} updates",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _facts_text(env_id: str, recipe_hash: str) -> str:

@@ -150,9 +150,9 @@ def compare(
         source=lab.data.source,
         notice=lab.data.notice,
         data_fingerprint=lab.data.fingerprint,
-        teacher_hash=lab.teacher().hash,
-        teacher=teacher_scores(lab, "full", "report"),
-        teacher_seconds=lab.teacher().seconds,
+        teacher_hash=lab.teacher.hash,
+        teacher=teacher_scores(lab.teacher, "report", lab.device),
+        teacher_seconds=sum(teacher.seconds for teacher in lab.made),
         metrics=lab.data.task.metrics,
         rows=rows,
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from rich.progress import Progress, TaskID
 
-from kd_gym.envs.contexts import context_set
+from kd_gym.envs.contexts import teacher_sets
 from kd_gym.envs.lab import Lab
 from kd_gym.experiments.setup import EnvSpec
 
@@ -27,6 +27,6 @@ def prepare(spec: EnvSpec, progress: Progress | None = None) -> Lab:
     """Carve and tokenise, then tune and store every teacher that the env's contexts ask for; done once, then kept."""
     lab = spec.lab()
     show = show_on(progress)
-    for name in sorted({"full", *(c.teachers for c in context_set(spec.config.get("context", "default")))}):
-        lab.teacher(name, show)
+    for name in (None, *teacher_sets(spec.config.get("context", "default"))):
+        lab.teachers(name, show)
     return lab

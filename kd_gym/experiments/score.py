@@ -16,7 +16,7 @@ from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.teacher import load_teacher, teacher_inputs
 from kd_gym.backend.terms import Evaluation
 from kd_gym.envs.faces import DistillationEnv
-from kd_gym.envs.lab import Lab
+from kd_gym.envs.lab import Lab, Teacher
 from kd_gym.files import cache_dir, digest, write_json
 
 Split = Literal["select", "report"]
@@ -92,21 +92,24 @@ def play_fixed(env: DistillationEnv, controller: Controller, name: str, kwargs: 
     if file.exists():
         return Episode(**json.loads(file.read_text()))
     episode = play(env, controller, seed)
-    if lab.teacher().folder is not None:  # the tiny backend leaves no files
+    if lab.teacher.folder is not None:  # the tiny backend leaves no files
         write_json(file, asdict(episode))
     return episode
 
 
 @functools.cache
-def teacher_scores(lab: Lab, name: str, split: Split) -> dict[str, float]:
+def teacher_scores(teacher: Teacher, split: Split, device: torch.device) -> dict[str, float]:
     """The scores of a teacher on a held-out split; nothing for the tiny backend, whose teachers are pretended."""
-    folder = lab.teacher(name).folder
-    if folder is None:
+    if teacher.folder is None:
         return {}
-    model = load_teacher(folder, lab.device).eval()
-    rows = lab.data.split(split).to(lab.device)
+    model = load_teacher(teacher.folder, device).eval()
+    data = teacher.data
+    rows = data.split(split).to(device)
     order = rows.by_length()
     with torch.inference_mode():
-        said = [model(**teacher_inputs(rows.batch(part), lab.data)).logits.argmax(-1) for part in order.split(64)]
+        said = [
+            model(**teacher_inputs(rows.batch(part), data.vocabulary, model.config)).logits.argmax(-1)
+            for part in order.split(64)
+        ]
     predictions, labels = torch.cat(said).cpu().numpy(), rows.labels[order].cpu().numpy()
-    return {metric: METRICS[metric](predictions, labels) for metric in lab.data.task.metrics}
+    return {metric: METRICS[metric](predictions, labels) for metric in data.task.metrics}

@@ -9,10 +9,11 @@ import gymnasium as gym
 from kd_gym import ENV_IDS
 from kd_gym.agents.protocol import Controller, agent_class
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
+from kd_gym.envs.family import Family
 from kd_gym.envs.lab import Lab, open_lab
-from kd_gym.envs.recipes import Backend, recipe_of
+from kd_gym.envs.recipes import Backend
 from kd_gym.errors import KDGymError
-from kd_gym.plugins import nearest
+from kd_gym.plugins import load, nearest
 
 # where episodes of different purposes take their seeds; an env that draws its own stays below all of them
 EVALUATION_SEEDS = 1_000_000_000
@@ -70,9 +71,7 @@ class EnvSpec:
 
     def lab(self) -> Lab:
         """The data, teachers and starts behind the env."""
-        kwargs = gym.spec(self.id).kwargs
-        recipe = recipe_of(kwargs.get("task"), kwargs.get("base", False), self.backend)
-        return open_lab(recipe, self.data, self.device, self.backend)
+        return open_lab(family_of(self.id, self.backend).recipe, self.data, self.device, self.backend)
 
     def make(self) -> DistillationEnv:
         """One student."""
@@ -93,11 +92,20 @@ def agent_for(name: str, spec: EnvSpec) -> tuple[type[Controller], str, EnvSpec]
     return cls, argument, spec.for_agent(cls)
 
 
+def family_of(env: str, backend: Backend = "full") -> Family:
+    """The family of an id, with the options that it has by default."""
+    kwargs = gym.spec(resolve_id(env)).kwargs
+    return _env_class(env).Family(kwargs["task"], kwargs.get("base", False), backend)
+
+
+def _env_class(env: str) -> type[DistillationEnv]:
+    found: type[DistillationEnv] = load(str(gym.spec(resolve_id(env)).entry_point))
+    return found
+
+
 def env_arguments(env: str) -> dict[str, inspect.Parameter]:
     """The keyword arguments of an id that a user may set, beside data, device and backend."""
-    from kd_gym.plugins import load
-
-    entry = gym.spec(resolve_id(env)).entry_point
-    parameters = inspect.signature(load(str(entry))).parameters
-    hidden = {"self", "task", "base", "data", "device", "backend", "render_mode"}
+    cls = _env_class(env)
+    parameters = {**inspect.signature(cls.Family).parameters, **inspect.signature(cls).parameters}
+    hidden = {"self", "task", "base", "data", "device", "backend", "render_mode", "options"}
     return {name: p for name, p in parameters.items() if name not in hidden}

@@ -3,7 +3,9 @@
 import numpy as np
 from rich.table import Table
 
+from kd_gym.envs.lab import Lab
 from kd_gym.experiments.evaluate import Comparison, Row
+from kd_gym.experiments.score import teacher_scores
 from kd_gym.experiments.stats import interval
 
 
@@ -39,4 +41,17 @@ def comparison_table(comparison: Comparison) -> Table:
         + (f"\nthe teacher, once: {comparison.teacher_seconds:.0f} s" if comparison.teacher_seconds else "")
         + (f"\n{comparison.notice}" if comparison.notice else "")
     )
+    return table
+
+
+def teacher_table(lab: Lab) -> Table:
+    """Scores and cost of all teachers that were prepared."""
+    metrics = lab.data.task.metrics
+    table = Table(
+        "teacher", "weights", *(f"{split} {m}" for split in ("select", "report") for m in metrics), "seconds, once"
+    )
+    for teacher in lab.made:
+        scores = [teacher_scores(teacher, split, lab.device) for split in ("select", "report")]
+        said = [f"{found[m]:.4f}" if found else "pretended" for found in scores for m in metrics]
+        table.add_row(teacher.spec.name, teacher.hash, *said, f"{teacher.seconds:.0f}")
     return table

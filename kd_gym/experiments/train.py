@@ -17,7 +17,7 @@ from kd_gym.experiments.evaluate import Comparison, compare, load_controller
 from kd_gym.experiments.prepare import prepare
 from kd_gym.experiments.runs import RunConfig, checkpoint_path, load_run, read_config, save_checkpoint
 from kd_gym.experiments.score import play
-from kd_gym.experiments.setup import SELECTION_SEEDS, EnvSpec, agent_for
+from kd_gym.experiments.setup import SELECTION_SEEDS, EnvSpec, agent_for, family_of
 from kd_gym.experiments.watch import Watch, writer_for
 from kd_gym.files import write_json, write_text
 
@@ -75,8 +75,8 @@ def train(
     folder = out or Path("runs") / f"{spec.id}-{agent.replace(':', '-')}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise KDGymError(f"{folder} is not empty; give another --out, or go on with: kd-gym train --resume {folder}")
-    lab = prepare(spec, progress)
-    total = steps or 100 * lab.recipe.decisions
+    prepare(spec, progress)
+    total = steps or 100 * family_of(spec.id, spec.backend).decisions
     config = RunConfig(
         spec.id,
         agent,

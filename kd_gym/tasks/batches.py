@@ -83,13 +83,15 @@ class RowStream:
             self._shuffled[bucket, turn] = np.random.default_rng([self.seed, _ORDER, bucket, turn]).permutation(rows)
         return self._shuffled[bucket, turn]
 
-    def rows(self, update: int) -> tuple[NDArray[np.int64], int]:
-        """Row numbers [B] of an update and the width they are padded to. Small buckets wrap around."""
+    def rows(self, update: int, count: int | None = None) -> tuple[NDArray[np.int64], int]:
+        """Row numbers [B] of an update and the width they are padded to. Small buckets wrap around.
+
+        With `count`, so many instead: the stream of who chooses a batch out of larger pools.
+        """
         bucket, visited = self.buckets.visit(update)
-        batch = self.buckets.batch
-        size = len(self._permuted(bucket, 0))
-        turn, place = divmod(visited * batch, size)
-        parts, missing = [], batch
+        missing = count or self.buckets.batch
+        turn, place = divmod(visited * missing, len(self._permuted(bucket, 0)))
+        parts = []
         while missing:
             part = self._permuted(bucket, turn)[place : place + missing]
             parts.append(part)

@@ -22,8 +22,9 @@ from kd_gym.tasks.tokens import TokenSplit
 class TaskData:
     """The four splits of a task.
 
-    `vocabulary` [V] holds the ids, in the tokenizer's own numbering, of the word pieces that stand in any split, in
-    rising order; token rows count in places of it (`vocabulary[ids]` gives the tokenizer's ids back).
+    `vocabulary` [V] holds the ids, in the tokenizer's own numbering, of padding and then, in rising order, of the word
+    pieces that stand in any split; token rows count in places of it (`vocabulary[ids]` gives the tokenizer's ids
+    back).
     `fingerprint` is a hash over texts and labels of all four splits.
     """
 
@@ -59,7 +60,7 @@ def tokenise(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) ->
     length = torch.tensor([len(ids) for ids in encoded["input_ids"]])
     second = length.clone()
     if len(columns) == 2:
-        second = torch.tensor([len(t) - sum(t) for t in encoded["token_type_ids"]])
+        second = torch.tensor([types.count(0) for types in encoded["token_type_ids"]])
     flat = torch.from_numpy(np.concatenate(encoded["input_ids"]).astype(np.int32))
     return {"flat": flat, "length": length, "second": second, "labels": torch.tensor(rows.labels)}
 
@@ -91,15 +92,14 @@ def build_data(source: Source, tokenizer: PreTrainedTokenizerBase, cache: Path |
         tensors = load_file(place / "tensors.safetensors")
 
     rows, splits = {}, {}
-    pad = tokenizer.pad_token_id
-    vocabulary = torch.cat([torch.tensor([pad]), *(tensors[f"{name}.flat"].long() for name in SPLITS)]).unique()
-    assert vocabulary[0] == pad, "padding is id 0 in BERT-family vocabularies"
+    used = torch.cat([tensors[f"{name}.flat"].long() for name in SPLITS]).unique()
+    vocabulary = torch.cat([torch.tensor([tokenizer.pad_token_id]), used[used != tokenizer.pad_token_id]])
     for name in SPLITS:
         table = source.validation if name == "report" and source.validation else source.train
         rows[name] = table.take(tensors[f"{name}.rows"].tolist())
         length = tensors[f"{name}.length"]
         splits[name] = TokenSplit(
-            torch.searchsorted(vocabulary, tensors[f"{name}.flat"].long()),
+            torch.searchsorted(vocabulary[1:], tensors[f"{name}.flat"].long()) + 1,
             length.cumsum(0) - length,
             length,
             tensors[f"{name}.second"],
