@@ -1,11 +1,14 @@
 """Controls that do not learn: what every learned controller has to beat."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
 
 from kd_gym.agents.protocol import Array, Controller
+from kd_gym.backend.sampling import MEASURES
+from kd_gym.envs.sample_priority import QUANTILES
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import nearest
 
@@ -24,33 +27,37 @@ SCHEDULES: dict[str, Callable[[float], dict[str, float]]] = {
 
 
 class _Weights(Controller):
-    """A control given as weights by knowledge type."""
+    """A control given as weights by name."""
 
     actions = ("weights",)
+    fixed = True
 
     def _action(self, weights: dict[str, float]) -> Array:
-        knowledge = self.recipe.process.knowledge
+        labels = self.family.labels
         for name in weights:
-            if name not in knowledge:
-                raise nearest("knowledge type", name, knowledge)
+            if name not in labels:
+                raise nearest("weight", name, labels)
+        if (self.action_space.shape or ())[-1:] != (len(labels),):
+            raise KDGymError(f"{type(self).__name__} sets weights by name; this env's actions are scores of candidates")
         top = max(weights.values())
-        return np.array([2 * weights.get(name, 0.0) / top - 1 for name in knowledge], np.float32)
+        action = np.array([2 * weights.get(name, 0.0) / top - 1 for name in labels], np.float32)
+        return np.broadcast_to(action, self.action_space.shape or ())  # the same for every sample, where it has rows
 
 
 class Uniform(_Weights):
-    """Equal weights, always: the plain sum of all knowledge losses."""
+    """Equal weights, always: the plain sum of all knowledge losses, all teachers alike, a plain draw of samples."""
 
     def act(self, observation: Array) -> Array:
         """The same for every observation."""
-        return np.zeros(len(self.recipe.process.knowledge), np.float32)
+        return np.zeros(self.action_space.shape or (), np.float32)
 
 
 class Static(_Weights):
-    """`static:W1,W2,...`: fixed weights in the order of the knowledge types."""
+    """`static:W1,W2,...`: fixed weights in the order of the env's own (knowledge types, teachers, quantiles)."""
 
     def __init__(self, env: gym.Env[Array, Array], *, seed: int = 0, config: object = None, argument: str = "") -> None:
         super().__init__(env, seed=seed, config=config, argument=argument)
-        names = self.recipe.process.knowledge
+        names = self.family.labels
         try:
             values = [float(part) for part in argument.split(",")]
         except ValueError:
@@ -66,7 +73,9 @@ class Static(_Weights):
 
 
 class Single(_Weights):
-    """`single:NAME`: one knowledge type alone."""
+    """`single:NAME`: one knowledge type, or one teacher, alone."""
+
+    fits = ("KnowledgeSelect", "TeacherWeight")
 
     def __init__(self, env: gym.Env[Array, Array], *, seed: int = 0, config: object = None, argument: str = "") -> None:
         super().__init__(env, seed=seed, config=config, argument=argument)
@@ -78,7 +87,9 @@ class Single(_Weights):
 
 
 class Schedule(_Weights):
-    """`schedule:NAME`: weights as a function of progress (see `SCHEDULES`)."""
+    """`schedule:NAME`: knowledge weights as a function of progress (see `SCHEDULES`)."""
+
+    fits = ("KnowledgeSelect",)
 
     def __init__(self, env: gym.Env[Array, Array], *, seed: int = 0, config: object = None, argument: str = "") -> None:
         super().__init__(env, seed=seed, config=config, argument=argument)
@@ -86,15 +97,43 @@ class Schedule(_Weights):
             raise nearest("schedule", argument, SCHEDULES)
 
     def act(self, observation: Array) -> Array:
-        """From the first number of the observation, the progress."""
-        return self._action(SCHEDULES[self.argument](float(observation[0])))
+        """From the progress."""
+        return self._action(SCHEDULES[self.argument](float(self.see(observation, "progress")[0])))
+
+
+class Curriculum(_Weights):
+    """`curriculum`: from easy to hard samples; `curriculum:back`: and back to easy ones.
+
+    Under each measure of difficulty the quantile that stands where the course is has weight 1, and others less the
+    farther they are from it.
+    """
+
+    fits = ("SamplePriority",)
+    options: ClassVar = {"granularity": "batch"}
+
+    def __init__(self, env: gym.Env[Array, Array], *, seed: int = 0, config: object = None, argument: str = "") -> None:
+        super().__init__(env, seed=seed, config=config, argument=argument)
+        if argument not in ("", "back"):
+            raise nearest("curriculum", argument, ("back",))
+
+    def act(self, observation: Array) -> Array:
+        """From the progress."""
+        progress = float(self.see(observation, "progress")[0])
+        if self.argument == "back":
+            progress = 1 - abs(2 * progress - 1)
+        quantiles = np.linspace(0, 1, QUANTILES)
+        weights = np.exp(-4 * np.abs(quantiles - progress))
+        return np.tile(2 * weights / weights.max() - 1, len(MEASURES)).astype(np.float32)
 
 
 class Random(Controller):
     """A uniformly drawn action at every decision, as a function of (seed, observation): replays are equal."""
 
+    fixed = True
+
     def act(self, observation: Array) -> Array:
         """A draw from the action space."""
         words = np.frombuffer(np.ascontiguousarray(observation, np.float32).tobytes(), np.uint32)
         self.action_space.seed(int(np.random.default_rng([self.seed, *words]).integers(2**31)))
-        return np.asarray(self.action_space.sample())
+        drawn = self.action_space.sample()
+        return drawn if isinstance(drawn, dict) else np.asarray(drawn)  # type: ignore[return-value]

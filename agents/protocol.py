@@ -1,5 +1,6 @@
 """What a controller is, and the names by which the command line knows them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +27,11 @@ class Controller:
     Attributes:
         Config: a dataclass of its settings; the command line makes `--agent-config.KEY` of each field.
         actions: the action kinds that it can take, the preferred one first.
+        fits: the env families that it serves; none named: all that have one of its action kinds.
+        options: arguments of the env that it needs to have just so.
+        defaults: arguments of the env that it prefers, unless others are given.
         learns: whether `learn` does anything.
+        fixed: whether its actions do not depend on how the student fares: what adaptive controllers have to beat.
 
     Args:
         env: an env of the kind that it will control. It tells spaces and recipe, and is not stepped.
@@ -36,14 +41,19 @@ class Controller:
     """
 
     Config: ClassVar[type] = NoConfig
-    actions: ClassVar[tuple[str, ...]] = ("weights", "multi", "choice")
+    actions: ClassVar[tuple[str, ...]] = ("weights", "multi", "choice", "dict")
+    fits: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[Mapping[str, Any]] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
     learns: ClassVar[bool] = False
+    fixed: ClassVar[bool] = False
 
     def __init__(self, env: gym.Env[Any, Any], *, seed: int = 0, config: Any = None, argument: str = "") -> None:
         self.observation_space = env.observation_space
         self.action_space = env.action_space
         self.family: Family = env.unwrapped.family  # type: ignore[attr-defined]
         self.recipe = self.family.recipe
+        self.features = env.unwrapped.episodes.features  # type: ignore[attr-defined]
         self.seed = seed
         self.config = config if config is not None else self.Config()
         self.argument = argument
@@ -55,14 +65,31 @@ class Controller:
         episode_start: Array | None = None,
         deterministic: bool = True,
     ) -> tuple[Array, tuple[Array, ...] | None]:
-        """The action for one observation [F], or actions for a batch [N, F]: Stable-Baselines3's protocol."""
-        if observation.ndim == 1:
-            return np.asarray(self.act(observation)), state
-        return np.stack([self.act(row) for row in observation]), state
+        """The action for one observation, or actions for a batch of them: Stable-Baselines3's protocol."""
+        single = observation.shape == self.observation_space.shape
+        actions: list[Any] = [self.act(row) for row in (observation[None] if single else observation)]
+        chosen: Any  # of a dict space: a dict, of arrays that are stacked for a batch
+        if isinstance(actions[0], dict):
+            chosen = actions[0] if single else {name: np.stack([a[name] for a in actions]) for name in actions[0]}
+        else:
+            chosen = np.asarray(actions[0]) if single else np.stack(actions)
+        return chosen, state
 
     def act(self, observation: Array) -> Array:
         """The action for one observation, for controllers that need no batch."""
         raise NotImplementedError(f"{type(self).__name__} has neither predict nor act")
+
+    def see(self, observation: Array, name: str) -> Array:
+        """One part of observations [..., F], by the name that the env's page gives it."""
+        start = 0
+        for feature in self.features:
+            if feature.name == name:
+                return observation[..., start : start + feature.size]
+            start += feature.size
+        raise KDGymError(f"{type(self).__name__} needs {name!r} in the observation, which this env does not show")
+
+    def begin(self, env: Any) -> None:
+        """Called with the env before each episode that is scored; only an oracle has a use for it."""
 
     def learn(self, env: gym.vector.VectorEnv[Any, Any, Any], steps: int, folder: Path) -> None:
         """Learn from `steps` decisions of the students of `env`; TensorBoard events go to `folder`."""
@@ -78,6 +105,10 @@ class Controller:
         """Floating point operations of one decision."""
         return 0
 
+    def cost(self, decisions: int) -> int:
+        """Floating point operations of an episode of so many decisions."""
+        return decisions * self.flops
+
 
 AGENTS = Registry(
     "agents",
@@ -87,11 +118,22 @@ AGENTS = Registry(
         "sac": "kd_gym.agents.sb3:SACAgent",
         "td3": "kd_gym.agents.sb3:TD3Agent",
         "dqn": "kd_gym.agents.sb3:DQNAgent",
+        "aks": "kd_gym.agents.aks:AKS",
+        "rlkd": "kd_gym.agents.rlkd:RLKD",
         "uniform": "kd_gym.agents.heuristics:Uniform",
         "random": "kd_gym.agents.heuristics:Random",
         "static": "kd_gym.agents.heuristics:Static",
         "single": "kd_gym.agents.heuristics:Single",
         "schedule": "kd_gym.agents.heuristics:Schedule",
+        "best-single": "kd_gym.agents.teachers:BestSingle",
+        "weighted-ensemble": "kd_gym.agents.teachers:WeightedEnsemble",
+        "ca-mkd": "kd_gym.agents.teachers:CAMKD",
+        "govern": "kd_gym.agents.teachers:Govern",
+        "dynamic-kd": "kd_gym.agents.dynamic_kd:DynamicKD",
+        "curriculum": "kd_gym.agents.heuristics:Curriculum",
+        "exp3": "kd_gym.agents.bandits:Exp3",
+        "linucb": "kd_gym.agents.bandits:LinUCB",
+        "greedy": "kd_gym.agents.greedy:Greedy",
     },
 )
 

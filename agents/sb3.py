@@ -4,7 +4,6 @@ An episode is a whole distillation, so samples are dear: rollouts are a few epis
 them. Policies are saved as safetensors and JSON, with their optimisers and, off policy, the replay buffer.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
@@ -21,8 +19,10 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from kd_gym.agents.protocol import Array, Controller
+from kd_gym.agents.saving import load_tree, save_tree
 from kd_gym.envs.faces import TRAIN_SEEDS
 from kd_gym.envs.sb3 import SB3VecEnv
+from kd_gym.errors import KDGymError
 
 _REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
@@ -86,10 +86,13 @@ class SB3Agent(Controller):
 
     algorithm: ClassVar[Callable[..., BaseAlgorithm]]
     log_interval: ClassVar[int] = 1  # rollouts on policy, episodes off policy
+    actions: ClassVar[tuple[str, ...]] = ("weights", "multi", "choice")
     learns = True
 
     def __init__(self, env: gym.Env[Any, Any], *, seed: int = 0, config: Any = None, argument: str = "") -> None:
         super().__init__(env, seed=seed, config=config, argument=argument)
+        if isinstance(self.action_space, gym.spaces.MultiBinary) and len(self.action_space.shape) > 1:
+            raise KDGymError(f"{type(self).__name__} takes no matrices of bits; use action='weights'")
         self.model = self._build(self._spaces(1), students=1)
 
     def _spaces(self, students: int) -> DummyVecEnv:
@@ -145,32 +148,27 @@ class SB3Agent(Controller):
         """`agent.safetensors` (networks, optimisers, replay buffer) and `agent.json` (settings, counters)."""
         tree: dict[str, Any] = {"parameters": self.model.get_parameters()}
         tree["variables"] = {name: _get(self.model, name).detach() for name in _variables(self.model)}
-        about: dict[str, Any] = {"config": asdict(self.config), "steps": self.model.num_timesteps}
+        tree |= {"config": asdict(self.config), "steps": self.model.num_timesteps}
         buffer = getattr(self.model, "replay_buffer", None)
         if buffer is not None:
             end = buffer.buffer_size if buffer.full else buffer.pos
             tree["replay"] = {n: torch.from_numpy(getattr(buffer, n)[:end].copy()) for n in _REPLAY}
-            about |= {"pos": buffer.pos, "full": buffer.full}
-        tensors: dict[str, torch.Tensor] = {}
-        about["tree"] = _flatten(tree, "", tensors)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / "agent.safetensors")
-        (folder / "agent.json").write_text(json.dumps(about))
+            tree |= {"pos": buffer.pos, "full": buffer.full}
+        save_tree(folder, tree)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; the settings are those of this object."""
-        about = json.loads((folder / "agent.json").read_text())
-        tree = _unflatten(about["tree"], load_file(folder / "agent.safetensors"))
+        tree = load_tree(folder)
         replay = tree.get("replay")
         if replay is not None and len(replay["rewards"]):
             students = replay["rewards"].shape[1]
             self.model = self._build(self._spaces(students), students)
             arrays = {name: value.numpy() for name, value in replay.items()}
-            _fill_buffer(self.model.replay_buffer, arrays, about["pos"], about["full"])  # type: ignore[attr-defined]
+            _fill_buffer(self.model.replay_buffer, arrays, tree["pos"], tree["full"])  # type: ignore[attr-defined]
         self.model.set_parameters(tree["parameters"], exact_match=True, device="cpu")
         for name, value in tree["variables"].items():
             _set(self.model, name, value)
-        self.model.num_timesteps = about["steps"]
+        self.model.num_timesteps = tree["steps"]
 
     @property
     def flops(self) -> int:
@@ -186,7 +184,7 @@ class _SpacesOnly(gym.Env[Any, Any]):
 
 
 class PPOAgent(SB3Agent):
-    """Proximal policy optimisation (Schulman et al., 2017): any action kind."""
+    """Proximal policy optimisation (Schulman et al., 2017): boxes, bits and choices."""
 
     algorithm = PPO
     Config = PPOConfig
@@ -205,7 +203,7 @@ class PPOAgent(SB3Agent):
 
 
 class A2CAgent(SB3Agent):
-    """Advantage actor-critic (Mnih et al., 2016): any action kind."""
+    """Advantage actor-critic (Mnih et al., 2016): boxes, bits and choices."""
 
     algorithm = A2C
     Config = OnPolicyConfig
@@ -288,26 +286,3 @@ def _fill_buffer(buffer: Any, arrays: dict[str, np.ndarray[Any, Any]], pos: int,
             return  # another number of students: its rows do not fit, so learning starts from an empty buffer
         target[: len(arrays[name])] = arrays[name]
     buffer.pos, buffer.full = pos, full
-
-
-def _flatten(tree: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """The tree as JSON, in which tensors are replaced by their names in `tensors`."""
-    if isinstance(tree, torch.Tensor):
-        tensors[path] = tree.detach().clone().contiguous()
-        return {"tensor": path}
-    if isinstance(tree, dict):
-        return {"items": [[key, _flatten(value, f"{path}/{key}", tensors)] for key, value in tree.items()]}
-    if isinstance(tree, list | tuple):
-        return {"list": [_flatten(value, f"{path}/{i}", tensors) for i, value in enumerate(tree)]}
-    return {"value": tree}
-
-
-def _unflatten(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    kind, content = next(iter(tree.items()))
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "items":
-        return {key: _unflatten(value, tensors) for key, value in content}
-    if kind == "list":
-        return [_unflatten(value, tensors) for value in content]
-    return content

@@ -10,7 +10,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from kd_gym.errors import KDGymError
 
@@ -70,3 +70,9 @@ class Registry:
         if point := self._entry_points().get(name):
             return point.load()
         raise nearest(self.kind.rstrip("s"), name, self.names())
+
+
+def check_choice(kind: str, value: str, literal: Any) -> None:
+    """Raise unless a value is one of a `Literal` type's."""
+    if value not in get_args(literal):
+        raise nearest(kind, str(value), get_args(literal))

@@ -1,3 +1,7 @@
+import inspect
+import itertools
+from typing import Literal, get_args, get_origin
+
 import gymnasium as gym
 import pytest
 import torch
@@ -6,6 +10,35 @@ import kd_gym  # noqa: F401 (registers the ids)
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.terms import Recipe
 from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store
+from kd_gym.errors import KDGymError
+from kd_gym.plugins import load
+
+
+def variants(env_id):
+    """All combinations of a family's own options that name a choice (`Literal`), as far as the family accepts them.
+
+    The first one is the default.
+    """
+    family = load(str(gym.spec(env_id).entry_point)).Family
+    choices = {
+        name: [p.default, *(value for value in get_args(p.annotation) if value != p.default)]
+        for name, p in inspect.signature(family).parameters.items()
+        if get_origin(p.annotation) is Literal and name != "backend"
+    }
+    accepted = []
+    for values in itertools.product(*choices.values()):
+        options = dict(zip(choices, values, strict=True))
+        try:
+            family(None, False, "tiny", **options)
+        except KDGymError:
+            continue
+        accepted.append(options)
+    return accepted
+
+
+def words(options):
+    """Keyword arguments as the id of a test case."""
+    return "-".join(map(str, options.values()))
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +53,12 @@ def _one_thread():
 
 @pytest.fixture
 def make_process():
-    """A process of tiny students on generated text."""
+    """A process of tiny students on generated text; a context's teachers are one of these, or several."""
 
     def make(students=1, task="SST2", dtype=torch.float32, teachers=("full", "early", "flipped"), **recipe):
         data = tiny_data(task)
-        stores = {name: (tiny_store(data, name),) for name in teachers}
+        sets = teachers if isinstance(teachers, dict) else {name: (name,) for name in teachers}
+        stores = {name: tuple(tiny_store(data, member) for member in members) for name, members in sets.items()}
         settings = {"horizon": 20, "batch": 8, **recipe}
         return DistillationProcess(
             data.split("train"), stores, tiny_init(data), Recipe(**settings), students, dtype=dtype

@@ -1,31 +1,83 @@
-"""Every agent through the registry: a new one is covered without a change here."""
+"""Every agent through the registry, in every family that it serves: a new one is covered without a change here."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from conftest import variants, words
 from safetensors.numpy import load_file
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from kd_gym import KDGymError
 from kd_gym.agents.heuristics import SCHEDULES
-from kd_gym.agents.protocol import AGENTS, agent_class, make_controller
+from kd_gym.agents.protocol import AGENTS, Controller, agent_class, make_controller
 from kd_gym.agents.sb3 import DQNAgent, TD3Agent
+from kd_gym.envs.registration import FAMILIES
 from kd_gym.envs.sb3 import SB3VecEnv
-from kd_gym.experiments.setup import EnvSpec, agent_for
+from kd_gym.experiments.score import play
+from kd_gym.experiments.setup import EnvSpec, agent_for, env_arguments, family_of
 
-TINY = EnvSpec("KnowledgeSelect-SST2", backend="tiny")
+SPECS = {family: EnvSpec(f"{family}-SST2", backend="tiny") for family in FAMILIES}
+TINY = SPECS["KnowledgeSelect"]
 KNOWLEDGE = TINY.lab().recipe.process.knowledge
 DECISIONS = TINY.make().family.decisions
-KINDS = ("weights", "multi", "choice")
-# registered names that need an argument, with the arguments to try
-ARGUMENTS = {"static": ["1,2,0,0.5"], "single": list(KNOWLEDGE), "schedule": list(SCHEDULES)}
-NAMES = [f"{name}:{a}" if a else name for name in AGENTS.names() for a in ARGUMENTS.get(name, [""])]
-EVERY = [(name, kind) for name in NAMES for kind in agent_class(name)[0].actions]
-LEARNERS = [(name, kind) for name, kind in EVERY if agent_class(name)[0].learns]
+KINDS = Controller.actions
 OWN = "examples.custom_agent:RandomSearch"
 OFF_POLICY = {"sac", "td3", "dqn"}
+
+
+def kinds_of(family):
+    """The action kinds that a family has."""
+    return get_args(env_arguments(family)["action"].annotation)
+
+
+def arguments_of(name, family):
+    """What may stand behind the colon of a registered name that needs an argument."""
+    labels = family_of(SPECS[family].id, "tiny").labels
+    weights = ",".join(str(i % 3) for i in range(1, len(labels) + 1))
+    return {"static": [weights], "single": labels, "schedule": SCHEDULES, "curriculum": ["", "back"]}.get(name, [""])
+
+
+def served(name, family, **config):
+    """The env as an agent wants it, or None where it does not serve it."""
+    try:
+        return agent_for(name, SPECS[family].with_config(**config))[2]
+    except KDGymError:
+        return None
+
+
+SERVED = [
+    (name, family, spec)
+    for name in AGENTS.names()
+    for family in FAMILIES
+    for kind in kinds_of(family)
+    if (spec := served(name, family, action=kind))
+]
+EVERY = [
+    pytest.param(full, spec, id=f"{full}-{family}-{spec.config['action']}")
+    for name, family, spec in SERVED
+    for full in (f"{name}:{argument}" if argument else name for argument in arguments_of(name, family))
+]
+# one env of each agent's preferred action kind in each family, of agents that look at nothing but observations
+PREFERRED = [
+    pytest.param(f"{name}:{argument}" if argument else name, spec, id=f"{name}-{family}")
+    for name, family, spec in SERVED
+    if spec == served(name, family) and agent_class(name)[0].begin is Controller.begin
+    for argument in list(arguments_of(name, family))[:1]
+]
+# learning takes long: by default in one family each
+LEARNERS = [
+    pytest.param(
+        name,
+        spec,
+        id=f"{name}-{family}-{spec.config['action']}",
+        marks=[pytest.mark.slow] * (family != next(f for n, f, _ in SERVED if n == name)),
+    )
+    for name, family, spec in SERVED
+    if agent_class(name)[0].learns
+]
 
 
 def make(name, kind="weights", **kwargs):
@@ -41,51 +93,89 @@ def weights_of(controller, progress=0.0):
     return dict(zip(KNOWLEDGE, env.family.decide([np.asarray(action)], env.episodes).shown[0].tolist(), strict=True))
 
 
-@pytest.mark.parametrize(("name", "kind"), EVERY)
-def test_every_agent_predicts_legal_actions_for_one_and_for_a_batch(name, kind):
-    env = TINY.with_config(action=kind).make()
+def each(actions):
+    """The actions of a batch one by one."""
+    if isinstance(actions, dict):
+        return [dict(zip(actions, row, strict=True)) for row in zip(*actions.values(), strict=True)]
+    return list(actions)
+
+
+def numbers(action):
+    """An action as one vector."""
+    return np.concatenate(
+        [np.ravel(part) for part in action.values()] if isinstance(action, dict) else [np.ravel(action)]
+    )
+
+
+@pytest.mark.parametrize(("name", "spec"), EVERY)
+def test_every_agent_predicts_legal_actions_for_one_and_for_a_batch(name, spec):
+    env = spec.make()
     controller = make_controller(name, env, seed=3)
+    env.reset(seed=0)
+    controller.begin(env)
     env.observation_space.seed(0)
-    observations = np.stack([env.observation_space.sample() for _ in range(6)])
+    observations = np.stack([env.observation_space.sample() for _ in range(4)])
     for deterministic in (True, False):
         action, _ = controller.predict(observations[0], None, np.ones(1, bool), deterministic)
-        assert env.family.action_space.contains(action if np.ndim(action) else np.int64(action))
-        actions, _ = controller.predict(observations, None, np.ones(6, bool), deterministic)
-        assert len(actions) == 6
-        assert all(env.family.action_space.contains(a) for a in actions)
-    alone = np.stack([controller.predict(row, deterministic=True)[0] for row in observations])
+        assert env.action_space.contains(action if np.ndim(action) or isinstance(action, dict) else np.int64(action))
+        actions, _ = controller.predict(observations, None, np.ones(4, bool), deterministic)
+        assert len(each(actions)) == 4
+        assert all(env.action_space.contains(a) for a in each(actions))
     batch, _ = controller.predict(observations, deterministic=True)
-    assert np.asarray(batch) == pytest.approx(alone, abs=1e-6)
+    for row, action in zip(observations, each(batch), strict=True):
+        assert numbers(controller.predict(row, deterministic=True)[0]) == pytest.approx(numbers(action), abs=1e-6)
     assert controller.flops >= 0
+    assert controller.cost(3) >= 3 * controller.flops
 
 
-@pytest.mark.parametrize(("name", "kind"), [(n, k) for n, k in EVERY if agent_class(n)[0].actions[0] == k])
-def test_stable_baselines_evaluates_every_agent(name, kind):
-    spec = TINY.with_config(action=kind)
+@pytest.mark.parametrize(("name", "spec"), PREFERRED)
+def test_stable_baselines_evaluates_every_agent(name, spec):
     face = SB3VecEnv(spec.make_vec(2))
     face.seed(5)
+    env = spec.make()
     returns, lengths = evaluate_policy(
-        make(name, kind), face, n_eval_episodes=2, return_episode_rewards=True, warn=False
+        make_controller(name, env), face, n_eval_episodes=2, return_episode_rewards=True, warn=False
     )
-    assert lengths == [DECISIONS] * 2
+    assert lengths == [env.family.decisions] * 2
     assert np.isfinite(returns).all()
 
 
-@pytest.mark.parametrize("name", [n for n in AGENTS.names() if set(agent_class(n)[0].actions) < set(KINDS)])
-def test_an_action_kind_that_an_agent_cannot_take_is_one_clear_line(name):
+@pytest.mark.parametrize(("name", "family"), [(n, f) for n in AGENTS.names() for f in FAMILIES])
+def test_an_action_kind_that_an_agent_cannot_take_is_one_clear_line(name, family):
     cls, _ = agent_class(name)
-    for kind in set(KINDS) - set(cls.actions):
+    if not served(name, family):
+        fitting = [f"{other}-*" for other in FAMILIES if served(name, other)]
+        with pytest.raises(KDGymError) as caught:
+            agent_for(name, SPECS[family])
+        assert str(caught.value).startswith(f"{cls.__name__} does not serve {SPECS[family].id}; it fits ")
+        assert sorted(str(caught.value).partition("it fits ")[2].split(", ")) == sorted(fitting)
+        return
+    valid = [kind for kind in cls.actions if kind in kinds_of(family)]
+    assert agent_for(name, SPECS[family])[2].config["action"] == valid[0]
+    for kind in set(KINDS) - set(valid):
         with pytest.raises(KDGymError, match=f"{cls.__name__} takes no '{kind}' actions; it takes ") as caught:
-            agent_for(name, TINY.with_config(action=kind))
+            agent_for(name, SPECS[family].with_config(action=kind))
         assert "\n" not in str(caught.value)
-    assert agent_for(name, TINY)[2].config["action"] == cls.actions[0]
+    for option, value in cls.options.items():
+        if option in env_arguments(family):
+            with pytest.raises(KDGymError, match=f"{cls.__name__} needs {option}={value!r}, not 'other'"):
+                agent_for(name, SPECS[family].with_config(**{option: "other"}))
+
+
+def test_what_an_agent_cannot_do_with_an_option_is_one_clear_line():
+    candidates = SPECS["SamplePriority"].with_config(granularity="instance").make()
+    with pytest.raises(KDGymError, match="Static sets weights by name; this env's actions are scores of candidates"):
+        make_controller("static:1,2", candidates)
+    bits = SPECS["TeacherWeight"].with_config(action="multi", granularity="instance").make()
+    with pytest.raises(KDGymError, match="PPOAgent takes no matrices of bits; use action='weights'"):
+        make_controller("ppo", bits)
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("pppo", "did you mean 'ppo'"),
-        ("single:respons", "unknown knowledge type 'respons': did you mean 'response'"),
+        ("single:respons", "unknown weight 'respons': did you mean 'response'"),
         ("schedule:aneal", "unknown schedule 'aneal': did you mean 'anneal'"),
         ("static:1,2", "static takes 4 weights for hard, response, feature, relation: static:1,1,1,1"),
         ("static:1,x,0,0", "static takes 4 weights"),
@@ -104,6 +194,22 @@ def test_a_wrong_name_or_argument_is_one_clear_line(name, said):
 
 
 # ---------------------------------------------------------------------- heuristics
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [
+        pytest.param(spec, options, id=f"{family}-{words(options)}")
+        for family, spec in SPECS.items()
+        for options in variants(spec.id)
+        if options["action"] == "weights"
+    ],
+)
+def test_uniform_sets_in_every_family_what_holds_before_the_first_decision(spec, options):
+    env = spec.with_config(**options).make()
+    seen, before = env.reset(seed=0)
+    info = env.step(make_controller("uniform", env).predict(seen)[0])[4]
+    assert info["control"] == pytest.approx(before["control"])
 
 
 def test_heuristics_set_what_they_say():
@@ -129,24 +235,34 @@ def test_schedules_follow_progress(name):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_is_a_function_of_seed_and_observation(kind):
-    space = TINY.make().observation_space
-    space.seed(1)
-    observations = np.stack([space.sample() for _ in range(40)])
-    first, again, other = make("random", kind, seed=1), make("random", kind, seed=1), make("random", kind, seed=2)
-    actions = first.predict(observations)[0]
-    assert np.array_equal(again.predict(observations[::-1])[0][::-1], actions)  # whatever was asked before
-    assert not np.array_equal(other.predict(observations)[0], actions)
+    env = next(spec for family, spec in SPECS.items() if kind in kinds_of(family)).with_config(action=kind).make()
+    env.observation_space.seed(1)
+    observations = np.stack([env.observation_space.sample() for _ in range(40)])
+
+    def drawn(seed, rows):
+        return np.stack([numbers(a) for a in each(make_controller("random", env, seed=seed).predict(rows)[0])])
+
+    actions = drawn(1, observations)
+    assert np.array_equal(drawn(1, observations[::-1])[::-1], actions)  # whatever was asked before
+    assert not np.array_equal(drawn(2, observations), actions)
     assert len(np.unique(actions, axis=0)) > 2
-    assert np.array_equal(first.predict(np.stack([observations[0]] * 2))[0], np.stack([actions[0]] * 2))
+    assert np.array_equal(drawn(1, observations[[0, 0]]), actions[[0, 0]])
+
+
+def test_an_episode_of_dict_actions_is_kept_as_json():
+    env = SPECS["JointControl"].with_config(action="dict").make()
+    episode = play(env, make_controller("random", env), 1)
+    assert json.loads(json.dumps(episode.actions)) == episode.actions
+    assert [set(action) for action in episode.actions] == [set(env.action_space)] * env.family.decisions
 
 
 # ---------------------------------------------------------------------- learning agents
 
 
-def trained(name, kind, folder, episodes=8, students=2):
-    controller = make(name, kind, seed=1)
-    env = TINY.with_config(action=kind).make_vec(students)
-    controller.learn(env, episodes * DECISIONS, folder)
+def trained(name, spec, folder, episodes=8, students=2):
+    env = spec.make_vec(students)
+    controller = make_controller(name, spec.make(), seed=1)
+    controller.learn(env, episodes * env.family.decisions, folder)
     return controller, env
 
 
@@ -166,9 +282,10 @@ def assert_equal_state(one, other):
         assert one == other
 
 
-@pytest.mark.parametrize(("name", "kind"), [*LEARNERS, (OWN, "weights")])
-def test_a_saved_agent_is_loaded_whole_without_pickle(name, kind, tmp_path):
-    controller, env = trained(name, kind, tmp_path / "events")
+@pytest.mark.parametrize(("name", "spec"), [*LEARNERS, pytest.param(OWN, TINY, id="own")])
+def test_a_saved_agent_is_loaded_whole_without_pickle(name, spec, tmp_path):
+    controller, env = trained(name, spec, tmp_path / "events")
+    decisions = env.family.decisions
     saved = tmp_path / "saved"
     saved.mkdir()
     controller.save(saved)
@@ -178,44 +295,50 @@ def test_a_saved_agent_is_loaded_whole_without_pickle(name, kind, tmp_path):
             json.loads(file.read_text(), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
         else:
             assert load_file(file)
-    loaded = make(name, kind, seed=9)
+    loaded = make_controller(name, spec.make(), seed=9)
     env.single_observation_space.seed(2)
     observations = np.stack([env.single_observation_space.sample() for _ in range(8)])
     loaded.load(saved)
     assert np.array_equal(loaded.predict(observations)[0], controller.predict(observations)[0])
     if hasattr(controller, "model"):
-        assert loaded.model.num_timesteps == controller.model.num_timesteps == 8 * DECISIONS
+        assert loaded.model.num_timesteps == controller.model.num_timesteps == 8 * decisions
         assert_equal_state(controller.model.get_parameters(), loaded.model.get_parameters())
         for variable in controller.model._get_torch_save_params()[1]:
             assert_equal_state(getattr(controller.model, variable), getattr(loaded.model, variable))
         old, new = getattr(controller.model, "replay_buffer", None), getattr(loaded.model, "replay_buffer", None)
         assert (old is not None) == (name in OFF_POLICY)
         if old is not None:
-            assert (old.pos, old.full) == (new.pos, new.full) == (4 * DECISIONS, False)
+            assert (old.pos, old.full) == (new.pos, new.full) == (4 * decisions, False)
             for field in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
                 assert np.array_equal(getattr(old, field)[: old.pos], getattr(new, field)[: new.pos])
             assert old.dones[: old.pos].sum() == 8
-    loaded.learn(env, 4 * DECISIONS, tmp_path / "more")  # what is loaded also goes on learning
+    loaded.learn(env, 4 * decisions, tmp_path / "more")  # what is loaded also goes on learning
     if hasattr(controller, "model"):
-        assert loaded.model.num_timesteps == 12 * DECISIONS
+        assert loaded.model.num_timesteps == 12 * decisions
 
 
-@pytest.mark.parametrize(("name", "kind"), LEARNERS)
-def test_learning_changes_the_policy(name, kind, tmp_path):
-    before = make(name, kind, seed=1).model.policy.state_dict()
-    after = trained(name, kind, tmp_path)[0].model.policy.state_dict()
-    assert any(not torch.equal(before[key], after[key]) for key in before)
+@pytest.mark.parametrize(("name", "spec"), LEARNERS)
+def test_learning_changes_what_is_saved(name, spec, tmp_path):
+    tensors = []
+    for when, controller in (
+        ("before", make_controller(name, spec.make(), seed=1)),
+        ("after", trained(name, spec, tmp_path / "events")[0]),
+    ):
+        controller.save(tmp_path / when)
+        tensors.append(load_file(tmp_path / when / "agent.safetensors"))
+    before, after = tensors
+    assert any(not np.array_equal(value, after[key]) for key, value in before.items())
 
 
 def test_the_target_of_dqn_follows_within_a_short_training(tmp_path):
     assert isinstance(make("dqn", "choice"), DQNAgent)
     before = make("dqn", "choice", seed=1).model.q_net_target.state_dict()
-    after = trained("dqn", "choice", tmp_path)[0].model.q_net_target.state_dict()
+    after = trained("dqn", TINY.with_config(action="choice"), tmp_path)[0].model.q_net_target.state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
 def test_td3_explores_after_its_random_actions(tmp_path):
-    controller, _ = trained("td3", "weights", tmp_path)
+    controller, _ = trained("td3", TINY, tmp_path)
     assert isinstance(controller, TD3Agent)
     assert controller.model.action_noise is not None
 
@@ -246,4 +369,4 @@ def test_random_search_keeps_the_weights_with_the_best_return(tmp_path):
     assert len(env.tried) == controller.episodes == 30
     assert np.abs(env.tried).max() <= 0.5
     best = min(env.tried, key=lambda w: abs(w[0] - 0.3))
-    assert np.array_equal(controller.predict(np.zeros(20, np.float32))[0], best)
+    assert np.array_equal(controller.predict(np.zeros(controller.observation_space.shape, np.float32))[0], best)

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kd_gym.backend.knowledge import KNOWLEDGE, Batch, TeacherBatch
+from kd_gym.backend.optim import UNDECAYED
 from kd_gym.backend.state import Context, State
 from kd_gym.backend.terms import Control
 from kd_gym.backend.tiny import tiny_data
@@ -257,3 +258,28 @@ def test_metrics_are_those_of_their_definitions():
     assert mcc(np.zeros(4, int), np.array([0, 1, 0, 1])) == 0.0
     three = np.array([0, 1, 2, 1])
     assert mcc(three, three) == pytest.approx(1.0)
+
+
+def test_updates_are_those_of_autograd_and_torchs_adamw(make_process):
+    process, by_hand = (make_process(dtype=torch.float64) for _ in range(2))
+    for p in (process, by_hand):
+        p.reset([5], [DEFAULT])
+    process.advance(weights(UNIFORM), 6)
+
+    params = by_hand.params
+    decayed = [v for k, v in params.items() if not any(part in k for part in UNDECAYED)]
+    kept = [v for k, v in params.items() if any(part in k for part in UNDECAYED)]
+    groups = [{"params": decayed, "weight_decay": by_hand.recipe.decay}, {"params": kept, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups)
+    for _ in range(6):
+        batch = by_hand._forward(params, [0])
+        loss = (batch.losses.mean((0, 2, 3)) / by_hand.scale[0].mean(1) / K).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(params.values()), by_hand.recipe.clip)
+        for group in optimiser.param_groups:
+            group["lr"] = float(by_hand.learning_rate())
+        optimiser.step()
+        by_hand.update += 1
+    for name, value in process.params.items():
+        assert torch.allclose(value, params[name], atol=1e-7), name

@@ -126,7 +126,7 @@ def test_adamw_is_torchs_at_one_student_and_each_of_many_is_alone():
         ]
         theirs.append((params, torch.optim.AdamW(groups, lr=float(rates[n]))))
     for _ in range(12):
-        gradients = {k: torch.randn(v.shape, generator=random) * 2 for k, v in ours.items()}
+        gradients = {k: torch.randn(v.mT.shape, generator=random).mT * 2 for k, v in ours.items()}  # other strides
         adamw_step(ours, gradients, state, rates, gradient_norms(gradients), clip, decay)
         for n, (params, optimiser) in enumerate(theirs):
             for k, p in params.items():

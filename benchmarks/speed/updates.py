@@ -129,7 +129,7 @@ def env_overhead(data: TaskData, store: TeacherStore, init: StudentInit, decisio
         family.recipe,
         data,
         torch.device("cpu"),
-        lambda spec, _: Teacher(spec, store, "random", data, None),
+        lambda spec, _: Teacher(spec, store, "random", data, None, lambda _: store),
         lambda _: init,
     )
     episodes = Episodes(family, lab, 1, EpisodeConfig())

@@ -67,7 +67,7 @@ def adamw_step(
             steps = list(state.step[n].repeat(len(names)).unbind())
             adamw(
                 [p[k][n] for k in names],
-                [gradients[k][n] for k in names],
+                [gradients[k][n].contiguous() for k in names],  # the kernel takes no notice of strides
                 [state.mean[k][n] for k in names],
                 [state.square[k][n] for k in names],
                 [],

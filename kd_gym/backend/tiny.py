@@ -81,12 +81,13 @@ def tiny_init(data: TaskData) -> StudentInit:
 
 @functools.cache
 def _tiny_store(task: str, labels: tuple[int, ...], classes: int, name: str) -> TeacherStore:
-    right = {"full": 0.95, "early": 0.7}.get(name, 0.5)
+    right = {"random-1": 0.0, "random-2": 0.0, "full": 0.95, "shallow": 0.9, "tenth": 0.8, "early": 0.7}.get(name, 0.5)
     random = np.random.default_rng([1, int(digest(task, name)[:8], 16)])
     said = np.where(random.random(len(labels)) < right, labels, random.integers(classes, size=len(labels)))
     logits = 3 * np.eye(classes)[said] + random.normal(size=(len(labels), classes)) / 2
-    mix = random.normal(size=(_LAYERS, classes, _WIDTH))
-    cls = np.einsum("rc,lcw->rlw", logits, mix) + random.normal(size=(len(labels), _LAYERS, _WIDTH))
+    layers = _LAYERS - (name == "shallow")
+    mix = random.normal(size=(layers, classes, _WIDTH))
+    cls = np.einsum("rc,lcw->rlw", logits, mix) + random.normal(size=(len(labels), layers, _WIDTH))
     return TeacherStore(
         torch.from_numpy(logits).float(),
         torch.from_numpy(cls).half(),
@@ -94,7 +95,7 @@ def _tiny_store(task: str, labels: tuple[int, ...], classes: int, name: str) -> 
     )
 
 
-def tiny_store(data: TaskData, name: str) -> TeacherStore:
-    """A pretended teacher over `train`: right on 95 % (`early`: 70 %) of the rows, states that follow its logits."""
-    labels = tuple(data.split("train").labels.tolist())
+def tiny_store(data: TaskData, name: str, split: str = "train") -> TeacherStore:
+    """A pretended teacher over a split: right on 95 % (`early`: 70 %) of the rows, states that follow its logits."""
+    labels = tuple(data.split(split).labels.tolist())
     return _tiny_store(data.task.name, labels, data.classes, name)

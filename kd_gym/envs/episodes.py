@@ -146,9 +146,10 @@ class Episodes:
         if self.config.reward == "relative":
             every = self.config.reward_every
             for slot in np.flatnonzero(due):
-                path = uniform_metrics(self.lab, self.process.contexts[slot], int(self.seed[slot]))
-                now = int(self.decisions[slot])
-                self.terms[slot, 1] = path[(now - 1) // every * every] - path[now]
+                seed, updates = int(self.seed[slot]), every * self.family.updates
+                path = uniform_metrics(self.lab, self.process.contexts[slot], seed, updates)
+                now = -(-int(self.decisions[slot]) // every)  # the last evaluation may come early
+                self.terms[slot, 1] = path[now - 1] - path[now]
         return self.terms[:, 0] - self.terms[:, 1]
 
     def _batch_reward(self) -> NDArray[np.float64]:

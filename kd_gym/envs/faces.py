@@ -33,7 +33,8 @@ def checked(space: spaces.Space[Any], action: Any) -> Any:
     if isinstance(space, spaces.Box):
         action = np.asarray(action, space.dtype)
     elif isinstance(space, spaces.Discrete):
-        whole = np.ndim(action) == 0 and np.isfinite(action) and action == np.floor(action)
+        number = np.ndim(action) == 0 and np.asarray(action).dtype.kind in "biuf"
+        whole = number and np.isfinite(action) and action == np.floor(action)
         action = np.int64(action) if whole else action
     else:
         action = np.asarray(action)

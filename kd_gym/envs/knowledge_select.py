@@ -12,7 +12,7 @@ from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
 from kd_gym.envs.family import Decision, Family, normalised, simplex
 from kd_gym.envs.recipes import Backend, recipe_of
-from kd_gym.errors import KDGymError
+from kd_gym.plugins import check_choice
 
 ActionKind = Literal["weights", "multi", "choice"]
 
@@ -24,8 +24,7 @@ class KnowledgeSelect(Family):
         self, task: str | None = None, base: bool = False, backend: Backend = "full", action: ActionKind = "weights"
     ) -> None:
         super().__init__(recipe_of(task, base, backend))
-        if action not in ActionKind.__args__:  # type: ignore[attr-defined]
-            raise KDGymError(f"unknown action kind {action!r}: weights, multi or choice")
+        check_choice("action kind", action, ActionKind)
         self.action = action
         self.k = len(self.recipe.process.knowledge)
 

@@ -65,8 +65,16 @@ def resolve_device(name: str) -> torch.device:
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A teacher made real: its recipe, its outputs on `train`, a hash of its weights, the data under its own
-    tokenizer, its folder (None: it has none), and the seconds that tuning and storing it took, once.
+    """A teacher made real.
+
+    Attributes:
+        spec: its recipe.
+        store: its outputs on `train`.
+        hash: of its weights.
+        data: the task under its own tokenizer.
+        folder: where its checkpoint is; None: it has none.
+        over: gives its outputs on another split.
+        seconds: what tuning and storing it took, once.
     """
 
     spec: TeacherSpec
@@ -74,6 +82,7 @@ class Teacher:
     hash: str
     data: TaskData
     folder: Path | None
+    over: Callable[[str], TeacherStore]
     seconds: float = 0.0
 
 
@@ -139,6 +148,12 @@ class Lab:
         )
 
 
+def _pretended(spec: TeacherSpec, data: TaskData) -> Teacher:
+    """A teacher of the tiny backend."""
+    over = functools.partial(tiny_store, data, spec.name)
+    return Teacher(spec, over("train"), f"tiny-{spec.name}", data, None, over)
+
+
 @functools.lru_cache(maxsize=8)
 def open_lab(recipe: EnvRecipe, data: str = "auto", device: str = "auto", backend: Backend = "full") -> Lab:
     """The lab of a recipe; opened once in a process.
@@ -156,7 +171,7 @@ def open_lab(recipe: EnvRecipe, data: str = "auto", device: str = "auto", backen
             recipe,
             found,
             target,
-            lambda spec, _: Teacher(spec, tiny_store(found, spec.name), f"tiny-{spec.name}", found, None),
+            lambda spec, _: _pretended(spec, found),
             lambda _: tiny_init(found),
         )
     if backend != "full":
@@ -168,9 +183,13 @@ def open_lab(recipe: EnvRecipe, data: str = "auto", device: str = "auto", backen
         folder = checkpoint_folder(spec.checkpoint)
         own = loaded if spec.checkpoint == recipe.checkpoint else load_data(recipe.task, data, folder)
         chosen = fine_tuned(spec, folder, own, target, progress)
-        store = teacher_store(chosen, own, "train", target, progress)
+
+        def over(split: str) -> TeacherStore:
+            return teacher_store(chosen, own, split, target, progress)
+
+        store = over("train")
         seconds = training_seconds(chosen) + store.seconds
-        return Teacher(spec, store, store.key["weights"][:16], own, chosen, seconds)
+        return Teacher(spec, store, store.key["weights"][:16], own, chosen, over, seconds)
 
     def start(teacher: Teacher) -> StudentInit:
         assert teacher.folder is not None

@@ -73,6 +73,18 @@ def vector(table: list[Feature], values: dict[str, NDArray[np.floating]]) -> Arr
     return np.concatenate(columns, axis=1)
 
 
+def rows_space(single: spaces.Box, count: int) -> spaces.Box:
+    """The box of `count` rows under each other."""
+    return spaces.Box(np.tile(single.low, (count, 1)), np.tile(single.high, (count, 1)), dtype=np.float32)
+
+
+def rows(table: list[Feature], values: dict[str, NDArray[np.floating]]) -> Array:
+    """Rows [N, R, F] from each part's values [N, R] or [N, R, size], clipped to its bounds."""
+    first = next(iter(values.values()))
+    flat = {name: value.reshape(first.shape[0] * first.shape[1], -1) for name, value in values.items()}
+    return vector(table, flat).reshape(*first.shape[:2], -1)
+
+
 def squash(value: NDArray[np.floating]) -> NDArray[np.floating]:
     """x / (1 + x): non-negative numbers into [0, 1]."""
     value = np.nan_to_num(np.asarray(value, np.float64), nan=1e9, posinf=1e9)

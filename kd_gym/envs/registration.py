@@ -3,7 +3,12 @@
 import gymnasium as gym
 
 TASK_NAMES = ("SST2", "MRPC", "RTE", "QNLI", "MNLI", "QQP", "CoLA", "RottenTomatoes")
-FAMILIES = {"KnowledgeSelect": "kd_gym.envs.knowledge_select:KnowledgeSelect"}
+FAMILIES = {
+    "KnowledgeSelect": "kd_gym.envs.knowledge_select:KnowledgeSelect",
+    "TeacherWeight": "kd_gym.envs.teacher_weight:TeacherWeight",
+    "SamplePriority": "kd_gym.envs.sample_priority:SamplePriority",
+    "JointControl": "kd_gym.envs.joint_control:JointControl",
+}
 
 
 def register_envs() -> list[str]:

@@ -14,9 +14,9 @@ from kd_gym.files import cache_dir, digest, write_json
 _memory: dict[str, list[float]] = {}
 
 
-def uniform_metrics(lab: Lab, context: Context, seed: int) -> list[float]:
-    """Cross-entropy on the reward rows before the first and after each decision of the uniform control."""
-    key = digest(lab.fingerprint(), [t.hash for t in lab.teachers(context.teachers)], asdict(context), seed)
+def uniform_metrics(lab: Lab, context: Context, seed: int, every: int) -> list[float]:
+    """Cross-entropy on the reward rows under the uniform control: at first, after every so many updates, at the end."""
+    key = digest(lab.fingerprint(), [t.hash for t in lab.teachers(context.teachers)], asdict(context), seed, every)
     if key in _memory:
         return _memory[key]
     file = cache_dir() / "uniform" / f"{key}.json"
@@ -24,13 +24,13 @@ def uniform_metrics(lab: Lab, context: Context, seed: int) -> list[float]:
     if stored and file.exists():
         _memory[key] = json.loads(file.read_text())
     else:
-        _memory[key] = _run(lab, context, seed)
+        _memory[key] = _run(lab, context, seed, every)
         if stored:
             write_json(file, _memory[key])
     return _memory[key]
 
 
-def _run(lab: Lab, context: Context, seed: int) -> list[float]:
+def _run(lab: Lab, context: Context, seed: int, every: int) -> list[float]:
     process = lab.process(1, [context.teachers])
     measure = functools.partial(
         process.evaluate, lab.data.split("reward").to(lab.device).batches(lab.recipe.reward_rows)
@@ -38,7 +38,7 @@ def _run(lab: Lab, context: Context, seed: int) -> list[float]:
     process.reset([seed], [context])
     k = len(lab.recipe.process.knowledge)
     path = [float(measure().cross_entropy)]
-    while int(process.update) < lab.recipe.process.horizon:
-        process.advance(Control(torch.full((1, k), 1 / k)), lab.recipe.updates)
+    while left := lab.recipe.process.horizon - int(process.update):
+        process.advance(Control(torch.full((1, k), 1 / k)), min(every, left))
         path.append(float(measure().cross_entropy))
     return path

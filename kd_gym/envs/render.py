@@ -19,10 +19,8 @@ def ansi_line(info: dict[str, Any]) -> str:
     )
 
 
-def weights_image(
-    knowledge: Sequence[str], history: Sequence[NDArray[np.float64]], decisions: int
-) -> NDArray[np.uint8]:
-    """The knowledge weights of each decision so far, stacked, as an RGB picture [320, 480, 3]."""
+def weights_image(labels: Sequence[str], history: Sequence[NDArray[np.float64]], decisions: int) -> NDArray[np.uint8]:
+    """The weights of each decision so far, stacked, as an RGB picture [320, 480, 3]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,8 +28,8 @@ def weights_image(
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     bottom = np.zeros(len(history))
-    stacked = np.array(history).reshape(len(history), len(knowledge))
-    for i, name in enumerate(knowledge):
+    stacked = np.array(history).reshape(len(history), len(labels))
+    for i, name in enumerate(labels):
         axes.bar(
             np.arange(len(history)) + 0.5,
             stacked[:, i],
@@ -41,7 +39,7 @@ def weights_image(
             label=name,
         )
         bottom += stacked[:, i]
-    axes.set(xlim=(0, decisions), ylim=(0, 1), xlabel="decision", ylabel="knowledge weight")
+    axes.set(xlim=(0, decisions), ylim=(0, max(1, bottom.max(initial=0))), xlabel="decision", ylabel="weight")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -49,7 +49,7 @@ class Comparison:
 
     @property
     def best_fixed(self) -> Row | None:
-        """The control without learning that has the best mean score."""
+        """The control that does not look at the student and has the best mean score."""
         fixed = [row for row in self.rows if row.fixed]
         return max(fixed, key=lambda r: float(np.mean(r.scores(self.metrics[0]))), default=None)
 
@@ -132,17 +132,17 @@ def compare(
     rows = []
     for name, controller, spec in loaded:
         env = spec.make()
-        # own controllers may change under their names, so they are neither kept nor counted among the fixed ones
-        fixed = not getattr(controller, "learns", False) and type(controller).__module__.startswith("kd_gym.")
+        # controllers of one's own may change under their names, so their scores are not kept
+        kept = not getattr(controller, "learns", False) and type(controller).__module__.startswith("kd_gym.")
         episodes = []
         for seed in range(EVALUATION_SEEDS, EVALUATION_SEEDS + seeds):
-            if fixed:
+            if kept:
                 episodes.append(play_fixed(env, controller, name, {"id": spec.id, **spec.kwargs}, seed))
             else:
                 episodes.append(play(env, controller, seed))
             if progress and bar is not None:
                 progress.update(bar, advance=1, description=f"scoring {Path(name).name} on report")
-        rows.append(Row(name, episodes, fixed))
+        rows.append(Row(name, episodes, getattr(controller, "fixed", False)))
     lab: Lab = loaded[0][2].lab()
     return Comparison(
         env=loaded[0][2].id,

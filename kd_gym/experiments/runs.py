@@ -91,7 +91,7 @@ def checkpoint_path(folder: Path, name: str) -> Path | None:
 def load_run(folder: Path, spec: EnvSpec) -> tuple[Controller, EnvSpec]:
     """The best policy of a run, and an env of `spec`'s id with the spaces that the policy was trained on."""
     config = read_config(folder)
-    kept = {k: v for k, v in config.env_config.items() if k in ("action", "observation")}
+    kept = {k: v for k, v in config.env_config.items() if k not in ("context", "reward", "reward_every")}
     fitted = EnvSpec(spec.env, spec.data, spec.device, spec.backend, {**kept, **spec.config})
     path = checkpoint_path(folder, "best") or checkpoint_path(folder, "checkpoint")
     if path is None:

@@ -49,10 +49,19 @@ def measure(lab: Lab, process: DistillationProcess, split: Split) -> tuple[dict[
     return {name: METRICS[name](predictions, labels) for name in lab.data.task.metrics}, evaluation
 
 
+def _plain(action: Any) -> Any:
+    """An action as JSON can hold it."""
+    if isinstance(action, dict):
+        return {name: _plain(part) for name, part in action.items()}
+    return np.asarray(action).tolist()
+
+
 def play(env: DistillationEnv, controller: Controller, seed: int, split: Split = "report") -> Episode:
     """One whole episode under a controller, then its score on a split."""
     begin = time.perf_counter()
     seen, info = env.reset(seed=seed)
+    if hasattr(controller, "begin"):  # an agent of one's own need not have it
+        controller.begin(env)
     state: Any = None
     start = np.ones(1, np.bool_)
     reward, thinking, over = 0.0, 0.0, False
@@ -61,7 +70,7 @@ def play(env: DistillationEnv, controller: Controller, seed: int, split: Split =
         asked = time.perf_counter()
         action, state = controller.predict(seen, state, start, deterministic=True)
         thinking += time.perf_counter() - asked
-        actions.append(np.asarray(action).tolist())
+        actions.append(_plain(action))
         seen, gained, terminated, truncated, info = env.step(action)
         reward += gained
         over, start = terminated or truncated, np.zeros(1, np.bool_)
@@ -75,7 +84,7 @@ def play(env: DistillationEnv, controller: Controller, seed: int, split: Split =
         reward=reward,
         reward_cross_entropy=info["reward_split"]["cross_entropy"],
         flops=info["flops"],
-        controller_flops=len(actions) * getattr(controller, "flops", 0),
+        controller_flops=controller.cost(len(actions)) if hasattr(controller, "cost") else 0,
         seconds=seconds,
         controller_seconds=thinking,
         failure=info["failure"],

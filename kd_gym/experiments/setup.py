@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 
@@ -12,6 +12,7 @@ from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
 from kd_gym.envs.family import Family
 from kd_gym.envs.lab import Lab, open_lab
 from kd_gym.envs.recipes import Backend
+from kd_gym.envs.registration import FAMILIES
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import load, nearest
 
@@ -56,18 +57,30 @@ class EnvSpec:
         return EnvSpec(self.env, self.data, self.device, self.backend, {**self.config, **config})
 
     def for_agent(self, agent: type[Controller]) -> "EnvSpec":
-        """The same with the action kind that the agent prefers, unless one is given.
+        """The same with the action kind that the agent prefers, unless one is given, and with what else it needs.
 
         Raises:
-            KDGymError: the given action kind is none that the agent can take.
+            KDGymError: the agent does not serve this id, or not with the arguments given.
         """
-        valid = getattr(agent, "actions", Controller.actions)
-        given = self.config.get("action")
-        if given is None:
-            return self.with_config(action=valid[0])
-        if given not in valid:
-            raise KDGymError(f"{agent.__name__} takes no {given!r} actions; it takes {', '.join(valid)}")
-        return self
+        name, family = agent.__name__, self.id.partition("-")[0]
+        fits, takes = getattr(agent, "fits", ()), getattr(agent, "actions", Controller.actions)
+        arguments = env_arguments(self.env)
+        kinds = get_args(arguments["action"].annotation)
+        valid = [kind for kind in takes if kind in kinds]
+        if (fits and family not in fits) or not valid:
+            families = fits or [
+                f for f in FAMILIES if set(get_args(env_arguments(f)["action"].annotation)) & set(takes)
+            ]
+            raise KDGymError(f"{name} does not serve {self.id}; it fits {', '.join(f'{f}-*' for f in families)}")
+        needed = {key: value for key, value in getattr(agent, "options", {}).items() if key in arguments}
+        needed = {"action": self.config.get("action") or valid[0], **needed}
+        if needed["action"] not in valid:
+            raise KDGymError(f"{name} takes no {needed['action']!r} actions; it takes {', '.join(valid)}")
+        for key, value in needed.items():
+            if self.config.get(key, value) != value:
+                raise KDGymError(f"{name} needs {key}={value!r}, not {self.config[key]!r}")
+        preferred = getattr(agent, "defaults", {})
+        return self.with_config(**{**preferred, **self.config, **needed})
 
     def lab(self) -> Lab:
         """The data, teachers and starts behind the env."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from kd_gym.agents.heuristics import Single
 from kd_gym.agents.protocol import Controller
 from kd_gym.envs.faces import TRAIN_SEEDS
 from kd_gym.errors import KDGymError
@@ -152,7 +153,9 @@ def final_table(config: RunConfig, folder: Path, progress: Progress | None = Non
     spec = config.spec
     own, fitted = load_run(folder, spec)
     base = EnvSpec(spec.env, spec.data, spec.device, spec.backend, {**spec.config, "action": "weights"})
-    names = ["uniform", "random", *(f"single:{name}" for name in own.recipe.process.knowledge)]
+    names = ["uniform", "random"]
+    if spec.id.partition("-")[0] in Single.fits:
+        names += [f"single:{name}" for name in own.family.labels]
     fixed = [(name, *load_controller(name, base)) for name in names]
     context = spec.config.get("context", "default")
     return compare([(config.agent, own, fitted), *fixed], context, config.eval_seeds, progress)

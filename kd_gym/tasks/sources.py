@@ -80,8 +80,8 @@ def _given_folders(task: Task) -> Iterator[Source]:
 
 
 @contextlib.contextmanager
-def _cache_alone_unless_the_hub_answers() -> Iterator[None]:
-    """Ask the hub once, for five seconds at most; its client by itself retries for half a minute, aloud."""
+def cache_alone_unless_the_hub_answers() -> Iterator[None]:
+    """Ask the hub once, for five seconds at most; its clients by themselves retry aloud, or wait for ever."""
     import datasets
     import huggingface_hub as hub
 
@@ -102,12 +102,10 @@ def _from_hub(task: Task) -> Source:
     """The task from the hub or the hub's local cache; says within seconds when neither answers."""
     if task.hub is None:
         raise KDGymError(f"task {task.name} is not on the hub; give --data PATH")
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
     import datasets
 
     try:
-        with _cache_alone_unless_the_hub_answers():
+        with cache_alone_unless_the_hub_answers():
             loaded = datasets.load_dataset(*task.hub)
         splits = {name: loaded[name].to_dict() for name in ("train", task.validation)}
     except Exception as error:  # the hub's client raises many kinds, all of which mean the same here
