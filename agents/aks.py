@@ -126,6 +126,8 @@ class AKS(Controller):
             torch.manual_seed(seed)
             self.actor = Network(student, teacher, 0, k, hidden)
             self.critic = Network(student, teacher, k, 1, hidden)
+        for parameter in self.actor.head[-1].parameters():
+            nn.init.zeros_(parameter)  # all weights start at one half, far from where a sigmoid is flat
         self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), self.config.actor_rate)
         self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), self.config.critic_rate)
         self.hard = isinstance(env.action_space, gym.spaces.MultiBinary)

@@ -8,7 +8,7 @@ import torch
 
 from kd_gym.agents import aks, rlkd
 from kd_gym.backend.teacher import TeacherSpec
-from kd_gym.envs import teacher_weight
+from kd_gym.envs import knowledge_select, teacher_weight
 from kd_gym.envs.recipes import TeacherSet
 from kd_gym.experiments.setup import EnvSpec, agent_for
 
@@ -116,7 +116,7 @@ def gates_after_training(monkeypatch, tmp_path, seed, sign=1):
         honest = agent._advantage
         monkeypatch.setattr(agent, "_advantage", lambda *args: -honest(*args))
     students = 8
-    agent.learn(spec.make_vec(students), students * 60 * 20, tmp_path)
+    agent.learn(spec.make_vec(students), students * 60 * 30, tmp_path)
     env = spec.make()
     seen, over, opened = env.reset(seed=10**9)[0], False, []
     while not over:
@@ -142,8 +142,15 @@ def test_rlkd_with_the_sign_of_the_reward_flipped_does_not(monkeypatch, tmp_path
     assert max(random) > 0.5
 
 
-def weights_after_training(tmp_path, seed, sign=1):
+def weights_after_training(monkeypatch, tmp_path, seed, sign=1):
     """The mean weight of each knowledge type over an episode with 40 % label noise."""
+    recipe = knowledge_select.recipe_of
+
+    def longer(*args, **kwargs):
+        made = recipe(*args, **kwargs)
+        return replace(made, process=replace(made.process, horizon=60, batch=16, learning_rate=1e-2))
+
+    monkeypatch.setattr(knowledge_select, "recipe_of", longer)
     spec = agent_for("aks", EnvSpec("KnowledgeSelect-SST2", backend="tiny", config={"context": "noise-40"}))[2]
     agent = aks.AKS(spec.make(), seed=seed)
     vector = spec.make_vec(4)
@@ -161,12 +168,12 @@ def weights_after_training(tmp_path, seed, sign=1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_aks_turns_from_noisy_labels_to_soft_targets(tmp_path, seed):
-    used = weights_after_training(tmp_path, seed)
+def test_aks_turns_from_noisy_labels_to_soft_targets(monkeypatch, tmp_path, seed):
+    used = weights_after_training(monkeypatch, tmp_path, seed)
     assert used["hard"] < used["response"] - 0.2
 
 
 @pytest.mark.slow
-def test_aks_with_the_sign_of_the_reward_flipped_does_not(tmp_path):
-    used = weights_after_training(tmp_path, 0, sign=-1)
+def test_aks_with_the_sign_of_the_reward_flipped_does_not(monkeypatch, tmp_path):
+    used = weights_after_training(monkeypatch, tmp_path, 0, sign=-1)
     assert used["hard"] > used["response"] - 0.1
