@@ -18,18 +18,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kd_gym import KDGymError
 from kd_gym.agents.protocol import AGENTS, Controller, agent_class, make_controller
+from kd_gym.agents.saving import load_tree
+from kd_gym.agents.sb3 import SB3Agent
 from kd_gym.backend.encoder import encode
 from kd_gym.cli import main
 from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import TRAIN_SEEDS
 from kd_gym.envs.lab import Lab
+from kd_gym.envs.registration import FAMILIES
 from kd_gym.experiments import evaluate as evaluate_module
 from kd_gym.experiments import score
 from kd_gym.experiments import train as train_module
 from kd_gym.experiments.evaluate import Comparison, Row, compare, load_controller
 from kd_gym.experiments.runs import RunConfig, checkpoint_path, read_config, save_checkpoint
 from kd_gym.experiments.score import Episode, play
-from kd_gym.experiments.setup import EVALUATION_SEEDS, SELECTION_SEEDS, EnvSpec
+from kd_gym.experiments.setup import EVALUATION_SEEDS, SELECTION_SEEDS, EnvSpec, agent_for
 from kd_gym.experiments.stats import interval, paired
 from kd_gym.experiments.tables import comparison_table
 from kd_gym.experiments.train import resume, train
@@ -38,7 +41,6 @@ ENV = "KnowledgeSelect-SST2"
 TINY = EnvSpec(ENV, backend="tiny")
 KNOWLEDGE = TINY.lab().recipe.process.knowledge
 DECISIONS = TINY.make().family.decisions
-FIXED = ["uniform", "random", *(f"single:{name}" for name in KNOWLEDGE)]
 LEARNERS = [name for name in AGENTS.names() if agent_class(name)[0].learns]
 ROOT = Path(__file__).parents[1]
 
@@ -59,10 +61,21 @@ def reviews(monkeypatch):
     monkeypatch.setattr(train_module, "REVIEW_EPISODES", 4)
 
 
+def home(agent):
+    """The first family that an agent serves."""
+    for name in FAMILIES:
+        try:
+            return agent_for(agent, EnvSpec(f"{name}-SST2", backend="tiny"))[2]
+        except KDGymError:
+            continue
+    raise AssertionError(f"{agent} serves no family")
+
+
 def check_run(folder, agent, result):
-    config = read_config(folder)
-    steps = config.steps
-    assert (config.env, config.agent) == (f"{ENV}-v0", agent)
+    config, spec = read_config(folder), home(agent)
+    steps, family = config.steps, spec.make().family
+    fixed = ["uniform", "random", *(f"single:{name}" for name in family.labels)]
+    assert (config.env, config.agent) == (spec.id, agent)
     assert (folder / "command.txt").read_text() == "the command\n"
     assert all((folder / name / "about.json").is_file() for name in ("best", "checkpoint"))
     assert not list(folder.glob("*.partial")) + list(folder.glob("*.old"))
@@ -72,12 +85,12 @@ def check_run(folder, agent, result):
         raise AssertionError(f"{constant} is no JSON")
 
     loaded = json.loads((folder / "result.json").read_text(), parse_constant=refuse)
-    assert [row["name"] for row in loaded["rows"]] == [agent, *FIXED] == [row.name for row in result.comparison.rows]
-    assert [row["fixed"] for row in loaded["rows"]] == [False] + [True] * len(FIXED)
+    assert [row["name"] for row in loaded["rows"]] == [agent, *fixed] == [row.name for row in result.comparison.rows]
+    assert [row["fixed"] for row in loaded["rows"]] == [False] + [True] * len(fixed)
     assert loaded["steps"] == steps
     assert agent in loaded["rows"][0]["verdict"]
     assert {e["seed"] for row in loaded["rows"] for e in row["episodes"]} == {EVALUATION_SEEDS, EVALUATION_SEEDS + 1}
-    assert all(len(e["actions"]) == DECISIONS for row in loaded["rows"] for e in row["episodes"])
+    assert all(len(e["actions"]) == family.decisions for row in loaded["rows"] for e in row["episodes"])
 
     events = events_of(folder)
     tags = events.Tags()["scalars"]
@@ -88,30 +101,35 @@ def check_run(folder, agent, result):
         assert [p.step for p in points] == sorted(p.step for p in points), tag
     expected = {"student/accuracy", "student/cross_entropy", "student/agreement", "student/failures", "reward/return"}
     expected |= {"reward/cross_entropy_drop", "cost/gflops", "cost/evaluation_seconds", "eval/select_accuracy"}
-    expected |= {f"student/loss_{name}" for name in KNOWLEDGE}
-    expected |= {f"policy/weight_{name}_{what}" for name in KNOWLEDGE for what in ("mean", "spread")}
+    expected |= {f"student/loss_{name}" for name in family.recipe.process.knowledge}
+    expected |= {f"policy/weight_{name}_{what}" for name in family.labels for what in ("mean", "spread")}
     assert expected <= set(tags)
-    assert [p.step for p in events.Scalars("reward/return")] == episode_steps(steps, config.num_envs)
-    means = np.array([[p.value for p in events.Scalars(f"policy/weight_{name}_mean")] for name in KNOWLEDGE])
+    assert [p.step for p in events.Scalars("reward/return")] == episode_steps(steps, config.num_envs, family.decisions)
+    means = np.array([[p.value for p in events.Scalars(f"policy/weight_{name}_mean")] for name in family.labels])
     assert means.sum(0) == pytest.approx(1)
     images = events.Images("policy/weights_over_progress")
-    assert [i.step for i in images] == [p.step for p in events.Scalars("policy/weight_hard_mean")]
+    assert [i.step for i in images] == [p.step for p in events.Scalars(f"policy/weight_{family.labels[0]}_mean")]
     assert images[0].encoded_image_string.startswith(b"\x89PNG")
     assert [p.step for p in events.Scalars("eval/select_accuracy")] == [i.step for i in images]
     return events
 
 
-def episode_steps(steps, students):
+def episode_steps(steps, students, decisions=DECISIONS):
     """The step at which each episode ends, all students in lockstep."""
-    return [at for at in range(students * DECISIONS, steps + 1, students * DECISIONS) for _ in range(students)]
+    return [at for at in range(students * decisions, steps + 1, students * decisions) for _ in range(students)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", LEARNERS)
 def test_a_training_leaves_a_whole_run_and_stable_baselines_tags(agent, tmp_path, reviews):
-    result = train(ENV, agent, out=tmp_path / "run", command="the command", **settings(steps=20 * DECISIONS))
+    spec = home(agent)
+    steps = 20 * spec.make().family.decisions
+    result = train(spec.env, agent, out=tmp_path / "run", command="the command", **settings(steps=steps))
     events = check_run(tmp_path / "run", agent, result)
     tags = events.Tags()["scalars"]
+    if not issubclass(agent_class(agent)[0], SB3Agent):
+        assert any(tag.startswith(f"{agent}/") for tag in tags)
+        return
     assert {"time/fps", "rollout/ep_rew_mean", "rollout/ep_len_mean"} <= set(tags)
     assert any(tag.startswith("train/") and "loss" in tag for tag in tags)
     assert events.Scalars("rollout/ep_len_mean")[-1].value == DECISIONS
@@ -189,7 +207,7 @@ def test_a_killed_training_is_resumed_from_its_checkpoint(agent, tmp_path):
     events = events_of(out)
     assert [p.step for p in events.Scalars("reward/return")] == episode_steps(steps, 2)
     if agent in LEARNERS:
-        assert json.loads((out / "checkpoint" / "agent.json").read_text())["steps"] == steps
+        assert load_tree(out / "checkpoint")["steps"] == steps
         assert events.Scalars("time/fps")[-1].step == steps
 
 
