@@ -206,7 +206,7 @@ class Episodes:
     def info(self, slot: int) -> dict[str, Any]:
         """What is known of an episode, as a function of (id, kwargs, seed, actions)."""
         drop, uniform, batch, penalty = (float(x) for x in self.terms[slot])
-        names = [spec.name for spec in self.recipe.teacher_set(self.process.contexts[slot].teachers)]
+        names = self.recipe.teacher_names(self.process.contexts[slot].teachers)
         return {
             "episode_seed": int(self.seed[slot]),
             "context": self.process.contexts[slot].name,

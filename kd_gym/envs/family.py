@@ -77,8 +77,8 @@ class Family:
     def features(self, lab: Lab, kind: str) -> list[Feature]:
         """The parts of the observation vector."""
         widths = (lab.init.arch.hidden, lab.teacher.store.width) if kind == "cls" else (None, None)
-        teachers = [spec.name for spec in self.recipe.teacher_set()]
-        return observation.features(self.labels, self.recipe.process.knowledge, teachers, *widths)
+        recipe = self.recipe
+        return observation.features(self.labels, recipe.process.knowledge, recipe.teacher_names(), *widths)
 
     def observation_space(self, lab: Lab, kind: str) -> spaces.Box:
         """The space of one student's observation."""
@@ -89,10 +89,14 @@ class Family:
         return observation.vector(episodes.features, episodes.values())
 
 
+def unit(actions: NDArray[Any]) -> Weights:
+    """Weights in [0, 1] out of boxes [-1, 1]: (a + 1) / 2."""
+    return (actions.astype(np.float64) + 1) / 2
+
+
 def simplex(actions: NDArray[Any]) -> Weights:
-    """Weights [..., D] that sum to 1 out of boxes [-1, 1]: (a + 1) / 2 divided by its sum; all at -1 is uniform."""
-    raw = (actions.astype(np.float64) + 1) / 2
-    return normalised(raw)[0]
+    """Weights [..., D] that sum to 1 out of boxes [-1, 1]: `unit` divided by its sum; all at -1 is uniform."""
+    return normalised(unit(actions))[0]
 
 
 def normalised(raw: Weights) -> tuple[Weights, NDArray[np.bool_]]:

@@ -11,7 +11,7 @@ from kd_gym.backend.sampling import Selection
 from kd_gym.backend.terms import Control
 from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
-from kd_gym.envs.family import Decision, Family, simplex
+from kd_gym.envs.family import Decision, Family, Weights, simplex
 from kd_gym.envs.recipes import Backend, recipe_of
 from kd_gym.envs.sample_priority import POOL, quantile_labels, quantile_weights
 from kd_gym.plugins import check_choice
@@ -32,7 +32,7 @@ class JointControl(Family):
         self.action = action
         self.parts = {
             "knowledge": self.recipe.process.knowledge,
-            "teachers": tuple(spec.name for spec in self.recipe.teacher_set()),
+            "teachers": self.recipe.teacher_names(),
             "samples": quantile_labels(),
         }
 
@@ -61,7 +61,7 @@ class JointControl(Family):
         shown = np.concatenate([what, whom, which.flatten(1).numpy()], axis=1)
         return Decision(control, shown, np.zeros(len(shown), np.int64))
 
-    def initial(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def initial(self) -> Weights:
         """Each part uniform."""
         knowledge, teachers, samples = (len(part) for part in self.parts.values())
         return np.concatenate(

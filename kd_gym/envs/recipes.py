@@ -67,6 +67,10 @@ class EnvRecipe:
         """The M teachers of a set, the first one by default."""
         return next(s.members for s in self.teachers if name in (None, s.name))
 
+    def teacher_names(self, name: str | None = None) -> tuple[str, ...]:
+        """The names of the teachers of a set, the first one by default."""
+        return tuple(spec.name for spec in self.teacher_set(name))
+
     def architecture(self, classes: int) -> Architecture:
         """The student's shape; vocabulary and positions come from the checkpoint."""
         return Architecture(self.layers, self.hidden, self.heads, 4 * self.hidden, 0, classes)

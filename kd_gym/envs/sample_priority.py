@@ -12,7 +12,7 @@ from kd_gym.backend.terms import Control
 from kd_gym.envs import observation
 from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
-from kd_gym.envs.family import Decision, Family, equal_knowledge
+from kd_gym.envs.family import Decision, Family, Weights, equal_knowledge, unit
 from kd_gym.envs.lab import Lab
 from kd_gym.envs.recipes import Backend, recipe_of
 from kd_gym.errors import KDGymError
@@ -32,7 +32,7 @@ def quantile_labels() -> tuple[str, ...]:
 
 def quantile_weights(actions: Any) -> torch.Tensor:
     """Weights [N, D, Q] in [0, 1] out of boxes [-1, 1]^(D Q)."""
-    weights = (np.stack(actions).astype(np.float64) + 1) / 2
+    weights = unit(np.stack(actions))
     return torch.from_numpy(weights.reshape(len(weights), len(MEASURES), QUANTILES))
 
 
@@ -87,13 +87,13 @@ class SamplePriority(Family):
             scores = quantile_weights(actions)
             shown = scores.flatten(1).numpy()
         else:
-            scores = torch.from_numpy((np.stack(actions).astype(np.float64) + 1) / 2)
+            scores = torch.from_numpy(unit(np.stack(actions)))
             shown = torch.stack([scores.mean(1), scores.std(1)], 1).numpy()
         selection = Selection(scores, self.pool, self.select, self.correct)
         control = Control(equal_knowledge(len(scores), self.recipe), selection=selection)
         return Decision(control, shown, np.zeros(len(scores), np.int64))
 
-    def initial(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def initial(self) -> Weights:
         """Equal weights; equal scores have no spread."""
         return np.full(len(self.labels), 0.5) if self.granularity == "batch" else np.array([0.5, 0.0])
 

@@ -48,7 +48,7 @@ class TeacherWeight(Family):
     @property
     def labels(self) -> tuple[str, ...]:
         """The teachers, the first one by the name of the default."""
-        return tuple(spec.name for spec in self.recipe.teacher_set())
+        return self.recipe.teacher_names()
 
     @property
     def action_space(self) -> spaces.Space[Any]:
@@ -86,8 +86,12 @@ class TeacherWeight(Family):
 
     # ------------------------------------------------------------------ what is seen of the coming batch
 
-    def _parts(self, lab: Lab) -> list[observation.Feature]:
-        """The parts of a sample's row."""
+    def features(self, lab: Lab, kind: str) -> list[observation.Feature]:
+        """The parts of the vector, or of a sample's row."""
+        if self.granularity == "batch":
+            return super().features(lab, kind)
+        if kind != "vector":
+            raise KDGymError("at instance granularity the observation is always that of the samples")
         classes, bound = lab.init.arch.classes, observation.CLS_BOUND
         names = ", ".join(self.labels)
         return [
@@ -98,14 +102,6 @@ class TeacherWeight(Family):
             observation.Feature("student", classes, 0, 1, "class probabilities of the student"),
             observation.Feature("student_loss", 1, 0, 1, "cross-entropy of the student, x / (1 + x)"),
         ]
-
-    def features(self, lab: Lab, kind: str) -> list[observation.Feature]:
-        """The parts of the vector, or of a sample's row."""
-        if self.granularity == "batch":
-            return super().features(lab, kind)
-        if kind != "vector":
-            raise KDGymError("at instance granularity the observation is always that of the samples")
-        return self._parts(lab)
 
     def observation_space(self, lab: Lab, kind: str) -> spaces.Box:
         """A vector, or a row [F] for each of the B samples of the coming batch."""

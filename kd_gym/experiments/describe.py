@@ -75,8 +75,9 @@ def _env_page(env_id: str) -> str:
     family = family_of(env_id)
     recipe = family.recipe
     cls = load(str(gym.spec(env_id).entry_point))
-    names = [spec.name for spec in recipe.teacher_set()]
-    table = observation.table_text(observation.features(family.labels, recipe.process.knowledge, names))
+    table = observation.table_text(
+        observation.features(family.labels, recipe.process.knowledge, recipe.teacher_names())
+    )
     lines = [f"# {env_id}", "", (inspect.getdoc(cls) or "").replace("{observations}", table), "", "## Recipe"]
     process = recipe.process
     lines += [
