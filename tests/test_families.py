@@ -46,17 +46,21 @@ def shown(env, observation):
 
 @pytest.fixture
 def trained_on(monkeypatch):
-    """What every update of a process trained on: its forward passes that have gradients, with their rows."""
-    seen, real = [], DistillationProcess._forward
+    """What every update of a process trained on: the forward passes that gradients are taken of, with their rows."""
+    passes, seen = [], []
+    forward, gradients = DistillationProcess._forward, DistillationProcess._gradients
 
     def noted(self, given, slots, offset=0, drawn=None):
         rows = (drawn or self._rows(slots, offset))[0]
-        batch = real(self, given, slots, offset, drawn)
-        if batch.losses.requires_grad:
-            seen.append((rows, batch))
-        return batch
+        passes.append((rows, forward(self, given, slots, offset, drawn)))
+        return passes[-1][1]
+
+    def trained(self, total, batch):
+        seen.append(next(one for one in passes if one[1] is batch))
+        return gradients(self, total, batch)
 
     monkeypatch.setattr(DistillationProcess, "_forward", noted)
+    monkeypatch.setattr(DistillationProcess, "_gradients", trained)
     return seen
 
 
@@ -186,6 +190,33 @@ def test_the_distillation_term_of_batch_rewards_does_not_reward_the_choice_of_te
         found.append(process.review())
     assert len({float(soft) for _, soft in found}) == 1
     assert float(found[0][1]) > 0
+
+
+def test_looking_at_the_coming_batch_costs_nothing_and_changes_nothing(make_process):
+    half, found = Control(torch.full((2, 4), 0.25)), []
+    for looks in (0, 2):
+        process = make_process(2)
+        process.reset([1, 2], [Context()] * 2)
+        for _ in range(3):
+            seen = [process.peek() for _ in range(looks)]
+            assert not any(part.requires_grad for one in seen for part in (one.losses, *one.encoded))
+            process.advance(half, 2)
+        found.append((process.params, process.cost.flops))
+    assert all(torch.equal(value, found[1][0][name]) for name, value in found[0][0].items())
+    assert np.array_equal(found[0][1], found[1][1])
+
+
+def test_a_student_that_starts_anew_does_not_train_on_what_was_seen_before(make_process):
+    half, found = Control(torch.full((2, 4), 0.25)), []
+    for looks in (False, True):
+        process = make_process(2)
+        process.reset([1, 2], [Context()] * 2)
+        if looks:
+            process.peek()
+        process.reset([7], [Context("noise", label_noise=0.4)], [1])
+        process.advance(half, 1)
+        found.append(process.params)
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 # ---------------------------------------------------------------------- SamplePriority

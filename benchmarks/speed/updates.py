@@ -8,7 +8,8 @@ sentences where its files are not given). The contenders:
 - naive: `transformers` modules, the teacher in the loop, everything padded to 128.
 - tuned: `transformers` modules with looked-up logits, length buckets and a fused optimiser.
 - kd-gym: this backend, N = 1, and N = 4 per student, with the same two knowledge types.
-- env: what `KnowledgeSelect` adds on top (control, observation, reward, info), on the id's own student and batch.
+- env: what `KnowledgeSelect`, and `TeacherWeight` at instance granularity, add on top of training and evaluation
+  (control, observation, reward, info).
 
 Each repeat runs every contender on the same rows in shuffled order; figures are medians over repeats of the mean time
 of an update, ratios are medians of the ratios within a repeat.
@@ -20,6 +21,7 @@ import platform
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +37,10 @@ from kd_gym.backend.state import Context
 from kd_gym.backend.store import TeacherStore
 from kd_gym.backend.terms import Control, Recipe
 from kd_gym.envs.episodes import EpisodeConfig, Episodes
+from kd_gym.envs.family import Family
 from kd_gym.envs.knowledge_select import KnowledgeSelect
 from kd_gym.envs.lab import Lab, Teacher
+from kd_gym.envs.teacher_weight import TeacherWeight
 from kd_gym.tasks import embedded
 from kd_gym.tasks.data import TaskData, load_data
 
@@ -122,9 +126,8 @@ def ours(data: TaskData, arch: Architecture, store: TeacherStore, students: int)
     return process
 
 
-def env_overhead(data: TaskData, store: TeacherStore, init: StudentInit, decisions: int = 15) -> float:
-    """What the env adds on top of training and evaluation, as a share of them: medians over single decisions."""
-    family = KnowledgeSelect("SST2")
+def env_overhead(family: Family, data: TaskData, store: TeacherStore, init: StudentInit, decisions: int) -> float:
+    """What the env adds on top of training and evaluation, as a share of them: of the median decision with one."""
     lab = Lab(
         family.recipe,
         data,
@@ -132,13 +135,14 @@ def env_overhead(data: TaskData, store: TeacherStore, init: StudentInit, decisio
         lambda spec, _: Teacher(spec, store, "random", data, None, lambda _: store),
         lambda _: init,
     )
-    episodes = Episodes(family, lab, 1, EpisodeConfig())
+    episodes = Episodes(family, lab, 1, EpisodeConfig(reward_every=family.reward_every))
     episodes.begin([0], [0])
+    family.action_space.seed(0)
     shares = []
     for _ in range(decisions):
         spent = sum(episodes.process.cost.seconds.values())
         begin = time.perf_counter()
-        episodes.step(family.decide([np.zeros(4, np.float32)], episodes))
+        episodes.step(family.decide([family.action_space.sample()], episodes))
         episodes.observe()
         episodes.info(0)
         inside = sum(episodes.process.cost.seconds.values()) - spent
@@ -197,8 +201,16 @@ def main() -> None:
         ratios[name] = float(np.median(np.array(times[name]) / np.array(times["kd-gym"])))
         spread = f"{min(times[name]):8.1f} {max(times[name]):8.1f}"
         print(f"{name:16s} {np.median(times[name]):10.1f} {spread}  {ratios[name]:.2f}")
-    overhead = env_overhead(data, store, one.init)
-    print(f"the env adds {overhead:.1%} to training and evaluation (default id, one student)")
+    instance = TeacherWeight("SST2", granularity="instance")
+    instance.recipe = replace(instance.recipe, process=replace(instance.recipe.process, batch=BATCH))
+    overhead = {
+        "KnowledgeSelect, a decision of 10 updates": env_overhead(KnowledgeSelect("SST2"), data, store, one.init, 15),
+        f"TeacherWeight, a decision for each of {BATCH} samples and {instance.m} teachers": env_overhead(
+            instance, data, store, one.init, 100
+        ),
+    }
+    for what, share in overhead.items():
+        print(f"the env adds {share:.1%} to training and evaluation ({what}, one student)")
     if args.out:
         machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
         about = {"layers": args.layers, "hidden": args.hidden, "source": data.source, "machine": machine}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kd_gym.backend.checkpoint import StudentInit
-from kd_gym.backend.encoder import Params, add_rows, encode, forward_flops, parameter_shapes
+from kd_gym.backend.encoder import Encoded, Params, add_rows, encode, forward_flops, parameter_shapes
 from kd_gym.backend.knowledge import KNOWLEDGE, Batch, KnowledgeType, TeacherBatch
 from kd_gym.backend.optim import AdamWState, adamw_step, gradient_norms
 from kd_gym.backend.sampling import Selection, choose, difficulties, quantile_scores
@@ -93,6 +93,7 @@ class DistillationProcess:
         self.contexts = [Context()] * students
         self._streams: list[RowStream] = [None] * students  # type: ignore[list-item]
         self.labels = self.train.labels.expand(students, -1).clone()
+        self._ahead: Forward | None = None  # of the coming batch, where it was looked at
 
     def _head_shapes(self, teachers: Sequence[TeacherStore]) -> dict[str, tuple[int, ...]]:
         return {
@@ -109,6 +110,7 @@ class DistillationProcess:
         if context.teachers not in self.teachers:
             raise KDGymError(f"context {context.name!r} wants teachers {context.teachers!r}, which are not loaded")
         self.seeds[slot], self.contexts[slot] = seed, context
+        self._ahead = None
         self._streams[slot] = RowStream(self.buckets, seed, context.train_share)
         self.labels[slot] = flip_labels(self.train.labels, self.init.arch.classes, context.label_noise, seed)
 
@@ -232,7 +234,8 @@ class DistillationProcess:
         sums: list[Trace] = []
         for _ in range(updates):
             drawn, factor = self._select(control.selection) if control.selection else (None, 1)
-            batch = self._forward(self.params, slots, drawn=drawn)
+            ahead, self._ahead = self._ahead, None
+            batch = self._forward(self.params, slots, drawn=drawn) if drawn or not ahead else ahead
             total = (weights * factor * batch.losses).sum((1, 2)).mean(-1)
             gradients = self._gradients(total.sum(), batch)
             norms = torch.where(total.detach().isfinite(), gradient_norms(gradients), torch.nan)
@@ -261,20 +264,22 @@ class DistillationProcess:
         places, weights = choose(selection, scores, self.recipe.batch, keys)
         return (rows.gather(-1, places), widths), weights.to(self.scale)[:, None, None]
 
-    @torch.no_grad()
     def peek(self, pool: int | None = None) -> Forward:
-        """What students and teachers make of the batch that is trained on next, or of a pool of candidates for it."""
+        """What students and teachers make of the batch that is trained on next, or of a pool of candidates for it.
+
+        The coming update takes over the pass over its batch, so that it costs nothing more; one over a pool does.
+        """
         begin = time.perf_counter()
         slots = range(self.students)
-        batch = self._forward(self.params, slots, drawn=self._rows(slots, count=pool))
-        self.cost.student += batch.flops
+        if pool is None:
+            batch = self._ahead = self._ahead or self._forward(self.params, slots)
+        else:
+            with torch.no_grad():
+                batch = self._forward(self.params, slots, drawn=self._rows(slots, count=pool))
+            self.cost.student += batch.flops
         self.cost.seconds["student"] += time.perf_counter() - begin
-        return batch
-
-    def coming(self) -> list[TeacherBatch]:
-        """What the M teachers say of the batch that is trained on next."""
-        slots = range(self.students)
-        return self._teach(slots, self._rows(slots)[0])
+        encoded = Encoded(*(part.detach() for part in batch.encoded))
+        return batch._replace(losses=batch.losses.detach(), encoded=encoded)
 
     @torch.no_grad()
     def review(self) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ class TeacherWeight(Family):
             if self.granularity == "batch":
                 weights = np.where(empty[:, None], episodes.control, weights)
             elif empty.any():
-                said = torch.stack([t.logits.softmax(-1).amax(-1) for t in episodes.process.coming()], -1)
+                said = torch.stack([t.logits.softmax(-1).amax(-1) for t in episodes.process.peek().teachers], -1)
                 surest = np.eye(self.m)[said.argmax(-1).cpu().numpy()]
                 weights = np.where(empty[..., None], surest, weights)
         shown = weights if self.granularity == "batch" else weights.mean(1)
