@@ -25,6 +25,8 @@ import torch
 from kd_gym.backend.terms import Control
 from kd_gym.envs.contexts import TRAIN
 from kd_gym.envs.lab import Lab
+from kd_gym.experiments.facts import PUBLISHED, note
+from kd_gym.experiments.prepare import score_teachers
 from kd_gym.experiments.setup import EnvSpec
 from kd_gym.files import write_json
 
@@ -119,11 +121,8 @@ def main() -> None:
     file.with_suffix(".md").write_text(f"`python benchmarks/game.py {args.env}`\n\n{text}\n")
     print(text)
     if args.facts:
-        place = Path(__file__).parents[1] / "kd_gym" / "envs" / "facts.json"
-        facts = json.loads(place.read_text())
-        others = [f for f in facts.get(spec.id, []) if f["source"] != lab.data.source]
-        facts[spec.id] = [*others, {**about, **summary}]
-        write_json(place, facts)
+        published = {"seeds": args.seeds, "teacher": lab.teacher.hash, "threads": torch.get_num_threads()}
+        note(PUBLISHED, spec.id, lab, teachers=score_teachers(spec, lab), **published, **summary)
 
 
 if __name__ == "__main__":

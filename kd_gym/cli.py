@@ -226,7 +226,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
 def _prepare(arguments: Sequence[str]) -> int:
     """Fetch data, tune and store teachers ahead of time."""
 
-    from kd_gym.experiments.prepare import prepare
+    from kd_gym.experiments.prepare import prepare, score_teachers
     from kd_gym.experiments.setup import EnvSpec
     from kd_gym.experiments.tables import teacher_table
 
@@ -241,7 +241,8 @@ def _prepare(arguments: Sequence[str]) -> int:
     _announce(spec.lab(), spec, console)
     with _progress(console) as progress:
         lab = prepare(spec, progress)
-    console.print(teacher_table(lab))
+        scores = score_teachers(spec, lab)
+    console.print(teacher_table(lab, scores))
     return 0
 
 

@@ -17,7 +17,7 @@ from kd_gym.agents.sb3 import DQNAgent, TD3Agent
 from kd_gym.envs.registration import FAMILIES
 from kd_gym.envs.sb3 import SB3VecEnv
 from kd_gym.experiments.score import play
-from kd_gym.experiments.setup import EnvSpec, agent_for, env_arguments, family_of
+from kd_gym.experiments.setup import EnvSpec, agent_for, env_arguments
 
 SPECS = {family: EnvSpec(f"{family}-SST2", backend="tiny") for family in FAMILIES}
 TINY = SPECS["KnowledgeSelect"]
@@ -35,7 +35,7 @@ def kinds_of(family):
 
 def arguments_of(name, family):
     """What may stand behind the colon of a registered name that needs an argument."""
-    labels = family_of(SPECS[family].id, "tiny").labels
+    labels = SPECS[family].family.labels
     weights = ",".join(str(i % 3) for i in range(1, len(labels) + 1))
     return {"static": [weights], "single": labels, "schedule": SCHEDULES, "curriculum": ["", "back"]}.get(name, [""])
 

@@ -15,7 +15,7 @@ from kd_gym.backend.sampling import Selection, choose, difficulties, quantile_sc
 from kd_gym.backend.state import Context
 from kd_gym.backend.store import TeacherStore
 from kd_gym.backend.terms import Control
-from kd_gym.experiments.setup import family_of
+from kd_gym.experiments.setup import EnvSpec
 
 TEACHERS, SAMPLES, JOINT = (f"{family}-SST2-v0" for family in ("TeacherWeight", "SamplePriority", "JointControl"))
 INSTANCE = {"granularity": "instance"}
@@ -448,7 +448,7 @@ def test_a_joint_action_is_the_designs_formula_also_with_two_parts_uniform(make_
 @pytest.mark.parametrize("env_id", ENV_IDS)
 @pytest.mark.parametrize("backend", ["full", "tiny"])
 def test_a_contexts_teachers_differ_in_the_first_one_alone(env_id, backend):
-    recipe = family_of(env_id, backend).recipe
+    recipe = EnvSpec(env_id, backend=backend).family.recipe
     default = recipe.teacher_set()
     assert len({spec.name for spec in default}) == len(default) == (4 if env_id.startswith(("Teacher", "Joint")) else 1)
     for name in ("early", "flipped"):

@@ -1,5 +1,6 @@
 """Ids on real text with the real checkpoint; the teacher is tuned for a few updates, so the scores mean nothing."""
 
+import json
 import os
 import warnings
 from dataclasses import replace
@@ -9,6 +10,7 @@ import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
 from pyarrow import parquet
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kd_gym import KDGymError
 from kd_gym.backend.teacher import fine_tuned
@@ -64,3 +66,41 @@ def test_gymnasiums_checker_passes_on_real_data(task, few_rows):
     assert again.lab.init.shared["word"].equal(env.lab.init.shared["word"])
     assert sorted(Path(os.environ["KD_GYM_CACHE"]).rglob("*.safetensors")) == before
     assert not list(Path(os.environ["KD_GYM_CACHE"]).rglob("*.partial"))
+
+
+def test_teachers_of_ones_own_are_checked_stored_and_believed(few_rows, tmp_path):
+    few_rows("SST2")
+    env = gym.make("KnowledgeSelect-SST2-v0", device="cpu").unwrapped
+    tuned, file = env.lab.teacher.folder, tmp_path / "teachers.json"
+
+    def make(*teachers, env="TeacherWeight-SST2-v0", **options):
+        file.write_text(json.dumps(teachers))
+        return gym.make(env, device="cpu", teachers=str(file), **options).unwrapped
+
+    again = {"name": "again", "checkpoint": str(tuned), "epochs": 0}
+    both = make({"name": "first"}, again)
+    first, second = both.lab.teachers()
+    assert first.store.logits.equal(second.store.logits)
+    both.reset(seed=0)
+    both.step(both.action_space.sample())
+    alone = make(again, env="KnowledgeSelect-SST2-v0", context="wrong-teacher")
+    alone.reset(seed=0)
+    assert alone.lab.init.shared["word"].equal(env.lab.init.shared["word"])
+
+    model = AutoModelForSequenceClassification.from_pretrained(tuned, num_labels=3, ignore_mismatched_sizes=True)
+    for name, labels, said in (
+        ("three", None, "has 3 classes, task SST2 has 2"),
+        ("turned", ("positive", "negative"), "has its classes in another order"),
+    ):
+        model.save_pretrained(tmp_path / name)
+        AutoTokenizer.from_pretrained(tuned).save_pretrained(tmp_path / name)
+        if labels:
+            config = json.loads((tmp_path / name / "config.json").read_text())
+            config |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+            (tmp_path / name / "config.json").write_text(json.dumps(config))
+        before = sorted(Path(os.environ["KD_GYM_CACHE"]).rglob("*"))
+        with pytest.raises(KDGymError) as caught:
+            make({"name": "first"}, {"name": name, "checkpoint": str(tmp_path / name), "epochs": 0})
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert sorted(Path(os.environ["KD_GYM_CACHE"]).rglob("*")) == before, "nothing half-done"

@@ -15,11 +15,12 @@ from transformers import (
     XLNetConfig,
 )
 
-from kd_gym import KDGymError
+from kd_gym import ENV_IDS, KDGymError
 from kd_gym.backend.store import teacher_store
 from kd_gym.backend.teacher import TeacherSpec, _labels, fine_tuned, load_teacher
 from kd_gym.backend.tiny import _WORDS, _generate, tiny_data, tiny_tokenizer
 from kd_gym.envs.lab import quiet
+from kd_gym.experiments.setup import EnvSpec
 from kd_gym.tasks.data import build_data
 from kd_gym.tasks.domains import DOMAINS, lesson
 from kd_gym.tasks.readers import Rows
@@ -248,3 +249,72 @@ def test_other_families_of_models_are_fine_tuned(kind, tmp_path):
     store = teacher_store(folder, data, "train", CPU, quiet)
     assert store.layers == 2
     assert (store.logits.argmax(-1) == data.split("train").labels).float().mean() > 0.7
+
+
+# ---------------------------------------------------------------------- teachers of one's own
+
+
+@pytest.mark.parametrize("env_id", [i for i in ENV_IDS if i.split("-")[1] in ("SST2", "MRPC", "v0")])
+def test_teachers_of_ones_own_take_the_place_of_the_ids(tmp_path, env_id):
+    file = tmp_path / "teachers.json"
+    file.write_text(json.dumps([{"name": "mine", "share": 0.5}, {"name": "other", "layers": 3, "epochs": 1}]))
+    spec = EnvSpec(env_id, config={"teachers": str(file)})
+    recipe, usual = spec.family.recipe, EnvSpec(env_id).family.recipe
+    first, other = recipe.teacher_set()
+    assert (first.name, first.share, other.name, other.layers, other.epochs) == ("mine", 0.5, "other", 3, 1)
+    assert first.checkpoint == other.checkpoint == usual.teacher_set()[0].checkpoint
+    assert [spec.share for spec in recipe.teacher_set("early")] == [0.5, 1.0]
+    assert recipe.hash != usual.hash
+    env = EnvSpec(env_id, backend="tiny", config={"teachers": str(file)}).make()
+    assert [t["name"] for t in env.reset(seed=0)[1]["teachers"]] == ["mine", "other"]
+    env.step(env.action_space.sample())
+    if env_id.startswith("TeacherWeight"):
+        assert env.action_space.shape == (2,)
+
+
+BAD = {
+    "nothing": ("", "not a file of teachers"),
+    "no list": ("{}", "give a JSON list of objects"),
+    "empty list": ("[]", "give a JSON list of objects"),
+    "no object": ('["mine"]', "give a JSON list of objects"),
+    "no name": ('[{"share": 0.5}]', "teacher 1: it has no name"),
+    "two of a name": ('[{"name": "a"}, {"name": "a"}]', "the name 'a' is taken"),
+    "a name of a context": ('[{"name": "flipped"}]', "the name 'flipped' is taken"),
+    "unknown attribute": (
+        '[{"name": "a"}, {"name": "b", "shares": 0.5}]',
+        "teacher 2: unknown attribute 'shares'",
+    ),
+    "a text for a number": ('[{"name": "a", "share": "half"}]', "share cannot be 'half'"),
+    "a truth for a number": ('[{"name": "a", "updates": true}]', "updates cannot be True"),
+    "share of nothing": ('[{"name": "a", "share": 0}]', "share cannot be 0"),
+    "all wrong": ('[{"name": "a", "label_noise": 1.0}]', "label_noise cannot be 1.0"),
+    "unknown domain": ('[{"name": "a", "domain": "imbd"}]', "did you mean 'imdb'?"),
+    "unknown stage": ('[{"name": "a", "stage": "last"}]', "unknown stage 'last'"),
+    "tuned and cut": ('[{"name": "a", "epochs": 0.0, "layers": 2}]', "keeps all of its layers"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BAD.values(), ids=BAD.keys())
+def test_a_bad_file_of_teachers_is_one_line(tmp_path, text, said):
+    file = tmp_path / "teachers.json"
+    file.write_text(text)
+    with pytest.raises(KDGymError) as caught:
+        EnvSpec("TeacherWeight-SST2", backend="tiny", config={"teachers": str(file)}).make()
+    assert said in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_of_teachers_is_one_line(tmp_path):
+    with pytest.raises(KDGymError, match="not a file of teachers"):
+        EnvSpec("JointControl-SST2", backend="tiny", config={"teachers": str(tmp_path / "none.json")}).make()
+
+
+def test_a_first_teacher_that_came_tuned_has_no_early_form(tmp_path):
+    file = tmp_path / "teachers.json"
+    file.write_text('[{"name": "mine", "checkpoint": "somewhere", "epochs": 0}]')
+    recipe = EnvSpec("KnowledgeSelect-SST2", config={"teachers": str(file)}).family.recipe
+    (wrong,) = recipe.teacher_set("flipped")
+    assert (wrong.checkpoint, wrong.label_noise > 0.5, wrong.epochs > 0) == ("somewhere", True, True)
+    with pytest.raises(KDGymError, match="'mine' came tuned: it has no 'early' form"):
+        recipe.teacher_set("early")

@@ -17,15 +17,18 @@ from transformers.utils import logging as hub_logging
 
 from kd_gym.errors import KDGymError
 from kd_gym.files import build_once, cache_dir, digest, file_digest, write_json
+from kd_gym.plugins import check_choice
 from kd_gym.tasks.batches import Buckets, RowStream, flip_labels
 from kd_gym.tasks.data import TaskData
-from kd_gym.tasks.domains import lesson
+from kd_gym.tasks.domains import DOMAINS, lesson
 from kd_gym.tasks.task import Task
 from kd_gym.tasks.tokens import Tokens, TokenSplit
 
 Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 TEACHER_VERSION = 2  # a part of every teacher's key: raise it when a change here moves its weights
 _EARLY = 0.1  # the part of a training after which its early checkpoint is kept
+NoiseOn = Literal["all", "long"]
+Stage = Literal["final", "early"]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -58,8 +61,29 @@ class TeacherSpec:
     share: float = 1.0
     domain: str = ""
     label_noise: float = 0.0
-    noise_on: Literal["all", "long"] = "all"
-    stage: Literal["final", "early"] = "final"
+    noise_on: NoiseOn = "all"
+    stage: Stage = "final"
+
+    def check(self) -> None:
+        """Raise `KDGymError` for a value that no teacher can have."""
+        if self.domain:
+            DOMAINS.get(self.domain)
+        check_choice("noise_on", self.noise_on, NoiseOn)
+        check_choice("stage", self.stage, Stage)
+        bounds = {
+            "share": 0 < self.share <= 1,
+            "label_noise": 0 <= self.label_noise < 1,
+            "epochs": self.epochs >= 0,
+            "learning_rate": self.learning_rate > 0,
+            "updates": self.updates >= 1,
+            "batch": self.batch >= 1,
+            "layers": self.layers is None or self.layers >= 1,
+        }
+        for name, fine in bounds.items():
+            if not fine:
+                raise KDGymError(f"{name} cannot be {getattr(self, name)}")
+        if self.epochs == 0 and self.layers:
+            raise KDGymError("a teacher that comes tuned (epochs 0) keeps all of its layers")
 
 
 def load_teacher(

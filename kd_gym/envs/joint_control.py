@@ -25,9 +25,14 @@ class JointControl(Family):
     reviews = False
 
     def __init__(
-        self, task: str | None = None, base: bool = False, backend: Backend = "full", action: ActionKind = "weights"
+        self,
+        task: str | None = None,
+        base: bool = False,
+        backend: Backend = "full",
+        action: ActionKind = "weights",
+        teachers: str | None = None,
     ) -> None:
-        super().__init__(recipe_of(task, base, backend, several=True))
+        super().__init__(recipe_of(task, base, backend, several=True, teachers=teachers))
         check_choice("action kind", action, ActionKind)
         self.action = action
         self.parts = {
@@ -98,8 +103,8 @@ class JointControlEnv(DistillationEnv):
     updates is spent or the student diverges (`info["failure"]`). It never truncates.
 
     ## Arguments
-    `action`, and those of every env: `observation`, `reward`, `reward_every`, `context`, `data`, `device`, `backend`,
-    `render_mode`.
+    `action`, `teachers`, and those of every env: `observation`, `reward`, `reward_every`, `context`, `data`,
+    `device`, `backend`, `render_mode`.
 
     ## Version history
     v0: first release.

@@ -21,9 +21,14 @@ class KnowledgeSelect(Family):
     """The three kinds of action over K knowledge types."""
 
     def __init__(
-        self, task: str | None = None, base: bool = False, backend: Backend = "full", action: ActionKind = "weights"
+        self,
+        task: str | None = None,
+        base: bool = False,
+        backend: Backend = "full",
+        action: ActionKind = "weights",
+        teachers: str | None = None,
     ) -> None:
-        super().__init__(recipe_of(task, base, backend))
+        super().__init__(recipe_of(task, base, backend, teachers=teachers))
         check_choice("action kind", action, ActionKind)
         self.action = action
         self.k = len(self.recipe.process.knowledge)
@@ -89,9 +94,9 @@ class KnowledgeSelectEnv(DistillationEnv):
     updates is spent (the observation shows it) or the student diverges (`info["failure"]`). It never truncates.
 
     ## Arguments
-    `action`, `observation` (`vector`, `cls`), `reward`, `reward_every`, `context` (`default`, `train`, `held-out`, or
-    one by name), `data` (`auto`, `hub`, `embedded`, a path), `device` (`auto`, `cpu`, `cuda`), `backend` (`full`;
-    `tiny` for tests), `render_mode` (`ansi`, `rgb_array`).
+    `action`, `observation` (`vector`, `cls`), `reward`, `reward_every`, `context` (`default`, `train`, `held-out`,
+    or one by name), `teachers` (a file of one's own), `data` (`auto`, `hub`, `embedded`, a path), `device` (`auto`,
+    `cpu`, `cuda`), `backend` (`full`; `tiny` for tests), `render_mode` (`ansi`, `rgb_array`).
 
     ## Version history
     v0: first release.

@@ -194,6 +194,11 @@ def open_lab(recipe: EnvRecipe, data: str = "auto", device: str = "auto", backen
     def start(teacher: Teacher) -> StudentInit:
         assert teacher.folder is not None
         folder = teacher.folder
+        if teacher.data.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+            raise KDGymError(
+                f"students start from the first teacher, and {teacher.spec.name!r} has another tokenizer than "
+                f"{recipe.checkpoint}; put one of that family first"
+            )
         words = functools.partial(word_states, folder, loaded.tokenizer, target)
         return StudentInit.of(folder, recipe.architecture(loaded.classes), loaded.vocabulary, words)
 

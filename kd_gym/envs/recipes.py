@@ -1,12 +1,16 @@
 """One id, one exact recipe: what an environment id means on every machine."""
 
+import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from kd_gym.backend.encoder import Architecture
 from kd_gym.backend.teacher import MINILM, TeacherSpec
 from kd_gym.backend.terms import Recipe
+from kd_gym.errors import KDGymError
 from kd_gym.files import digest
+from kd_gym.plugins import nearest
 
 Backend = Literal["full", "tiny"]
 BERT_BASE = "google-bert/bert-base-uncased"
@@ -21,10 +25,17 @@ class TeacherSet:
 
 
 def _sets(default: TeacherSpec, *others: TeacherSpec) -> tuple[TeacherSet, ...]:
-    """Three sets that differ in their first teacher: the default one, its early checkpoint, one of wrong labels."""
+    """Three sets that differ in their first teacher: the default one, its early checkpoint, one of wrong labels.
+
+    A teacher that came tuned has no early checkpoint; on wrong labels it is tuned further.
+    """
     early = replace(default, name="early", stage="early")
-    flipped = replace(default, name="flipped", updates=300, label_noise=0.6, seed=1)
-    return tuple(TeacherSet(first.name, (first, *others)) for first in (default, early, flipped))
+    epochs = default.epochs or TeacherSpec.epochs
+    flipped = replace(default, name="flipped", updates=300, label_noise=0.6, seed=1, epochs=epochs)
+    firsts = {"full": default, "early": early, "flipped": flipped}
+    if not default.epochs:
+        del firsts["early"]
+    return tuple(TeacherSet(name, (first, *others)) for name, first in firsts.items())
 
 
 FULL = TeacherSpec("full")
@@ -64,8 +75,16 @@ class EnvRecipe:
         return digest(asdict(self))
 
     def teacher_set(self, name: str | None = None) -> tuple[TeacherSpec, ...]:
-        """The M teachers of a set, the first one by default."""
-        return next(s.members for s in self.teachers if name in (None, s.name))
+        """The M teachers of a set, the first one by default.
+
+        Raises:
+            KDGymError: there is no such set, because the first teacher came tuned.
+        """
+        for one in self.teachers:
+            if name in (None, one.name):
+                return one.members
+        first = self.teachers[0].members[0].name
+        raise KDGymError(f"teacher {first!r} came tuned: it has no {name!r} form; take another context")
 
     def teacher_names(self, name: str | None = None) -> tuple[str, ...]:
         """The names of the teachers of a set, the first one by default."""
@@ -91,12 +110,55 @@ def _base_others() -> tuple[TeacherSpec, ...]:
     return tuple(replace(BASE_FULL, name=name, checkpoint=path) for name, path in names.items())
 
 
+def read_teachers(file: str, checkpoint: str) -> tuple[TeacherSpec, ...]:
+    """Teachers of one's own: a JSON list of objects with the attributes of `TeacherSpec`, of which only `name` must
+    stand; `checkpoint` is the id's own unless it is given. Students start from the first one, so it has to have the
+    id's tokenizer.
+
+    Raises:
+        KDGymError: the file cannot be read, or says something that is no teacher; file, entry and remedy are named.
+    """
+    try:
+        entries = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KDGymError(f"{file}: not a file of teachers ({error}); give a JSON list of objects") from None
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise KDGymError(f'{file}: give a JSON list of objects, such as [{{"name": "mine", "epochs": 2}}]')
+    found = []
+    for i, entry in enumerate(entries):
+        try:
+            found.append(_teacher({"checkpoint": checkpoint, **entry}))
+        except KDGymError as error:
+            raise KDGymError(f"{file}, teacher {i + 1}: {error}") from None
+    names = [spec.name for spec in found]
+    for name in names:
+        if names.count(name) > 1 or name in ("early", "flipped"):
+            raise KDGymError(f"{file}: the name {name!r} is taken; every teacher needs one of its own")
+    return tuple(found)
+
+
+def _teacher(entry: dict[str, Any]) -> TeacherSpec:
+    for key, value in entry.items():
+        if key not in TeacherSpec.__dataclass_fields__:
+            raise nearest("attribute", key, TeacherSpec.__dataclass_fields__)
+        default: object = {"name": "", "layers": 0}.get(key, getattr(TeacherSpec, key, None))
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise KDGymError(f"{key} cannot be {value!r}")
+    if not entry.get("name"):
+        raise KDGymError("it has no name")
+    spec = TeacherSpec(**entry)
+    spec.check()
+    return spec
+
+
 def recipe_of(
     task: str | None,
     base: bool = False,
     backend: Backend = "full",
     knowledge: tuple[str, ...] | None = None,
     several: bool = False,
+    teachers: str | None = None,
 ) -> EnvRecipe:
     """The recipe of a task's ids: MiniLM-L6 to a small student, or (`-Base`) BERT-base to 6 of its layers.
 
@@ -106,8 +168,15 @@ def recipe_of(
         backend: under `tiny` all recipes are the same few short updates.
         knowledge: the knowledge types in use, if not all.
         several: with four teachers instead of one.
+        teachers: a file of teachers to take in their place (see `read_teachers`).
     """
-    mini = EnvRecipe(task, teachers=_sets(FULL, *_others(task)) if several else _sets(FULL))
+    first, *others = (BASE_FULL, *_base_others()) if base else (FULL, *_others(task))
+    if teachers is not None:
+        first, *others = read_teachers(teachers, BERT_BASE if base else MINILM)
+    elif not several:
+        others = []
+    sets = _sets(first, *others)
+    mini = EnvRecipe(task, teachers=sets)
     if knowledge is not None:
         mini = replace(mini, process=replace(mini.process, knowledge=knowledge))
     if backend == "tiny":
@@ -123,5 +192,4 @@ def recipe_of(
         process=replace(mini.process, horizon=3000, learning_rate=5e-5),
         updates=100,
         reward_rows=1000,
-        teachers=_sets(BASE_FULL, *_base_others()) if several else _sets(BASE_FULL),
     )

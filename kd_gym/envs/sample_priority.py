@@ -51,8 +51,9 @@ class SamplePriority(Family):
         select: Select = "sample",
         pool: int | None = None,
         correct: bool = False,
+        teachers: str | None = None,
     ) -> None:
-        super().__init__(recipe_of(task, base, backend, KNOWLEDGE))
+        super().__init__(recipe_of(task, base, backend, KNOWLEDGE, teachers=teachers))
         check_choice("action kind", action, ActionKind)
         check_choice("granularity", granularity, Granularity)
         check_choice("way to select", select, Select)
@@ -190,8 +191,8 @@ class SamplePriorityEnv(DistillationEnv):
     updates is spent or the student diverges (`info["failure"]`). It never truncates.
 
     ## Arguments
-    `granularity`, `select`, `pool` (P; twice the batch by default), `correct`, and those of every env: `observation`,
-    `reward`, `reward_every`, `context`, `data`, `device`, `backend`, `render_mode`.
+    `granularity`, `select`, `pool` (P; twice the batch by default), `correct`, `teachers`, and those of every env:
+    `observation`, `reward`, `reward_every`, `context`, `data`, `device`, `backend`, `render_mode`.
 
     ## Version history
     v0: first release.

@@ -33,8 +33,9 @@ class TeacherWeight(Family):
         backend: Backend = "full",
         action: ActionKind = "weights",
         granularity: Granularity = "batch",
+        teachers: str | None = None,
     ) -> None:
-        super().__init__(recipe_of(task, base, backend, KNOWLEDGE, several=True))
+        super().__init__(recipe_of(task, base, backend, KNOWLEDGE, several=True, teachers=teachers))
         check_choice("action kind", action, ActionKind)
         check_choice("granularity", granularity, Granularity)
         if action == "choice" and granularity == "instance":
@@ -173,8 +174,8 @@ class TeacherWeightEnv(DistillationEnv):
     updates is spent or the student diverges (`info["failure"]`). It never truncates.
 
     ## Arguments
-    `granularity`, `action`, and those of every env: `observation`, `reward`, `reward_every`, `context`, `data`,
-    `device`, `backend`, `render_mode`.
+    `granularity`, `action`, `teachers`, and those of every env: `observation`, `reward`, `reward_every`, `context`,
+    `data`, `device`, `backend`, `render_mode`.
 
     ## Version history
     v0: first release.

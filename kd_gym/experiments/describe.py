@@ -1,9 +1,6 @@
 """What there is, and what an id, a task, an agent or a knowledge type means."""
 
 import inspect
-import json
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +12,8 @@ from kd_gym.backend.teacher import TeacherSpec
 from kd_gym.envs import observation
 from kd_gym.envs.contexts import HELD_OUT, TRAIN
 from kd_gym.errors import KDGymError
-from kd_gym.experiments.setup import family_of, resolve_id
+from kd_gym.experiments.facts import facts
+from kd_gym.experiments.setup import EnvSpec, resolve_id
 from kd_gym.plugins import load, nearest
 from kd_gym.tasks.task import TASKS
 
@@ -52,7 +50,7 @@ def _first_line(thing: Any) -> str:
 
 
 def _env_line(name: str) -> str:
-    family = family_of(name)
+    family = EnvSpec(name).family
     recipe = family.recipe
     task = recipe.task or "own data"
     return (
@@ -65,14 +63,8 @@ def _task_line(name: str) -> str:
     return f"{len(task.labels)} classes, {' and '.join(task.text)}; scored by {', '.join(task.metrics)}"
 
 
-@cache
-def _facts() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(files("kd_gym.envs").joinpath("facts.json").read_text())
-    return loaded
-
-
 def _env_page(env_id: str) -> str:
-    family = family_of(env_id)
+    family = EnvSpec(env_id).family
     recipe = family.recipe
     cls = load(str(gym.spec(env_id).entry_point))
     table = observation.table_text(
@@ -93,7 +85,9 @@ def _env_page(env_id: str) -> str:
     for kind, contexts in (("train", TRAIN), ("held-out", HELD_OUT)):
         for c in contexts:
             lines.append(f"| {c.name} | {kind} | {c.label_noise:g} | {c.train_share:g} | {c.teachers} | x {c.rate:g} |")
-    lines += ["", "## Spread and room", _facts_text(env_id, recipe.hash)]
+    known = facts(env_id, recipe.hash)
+    lines += ["", "## Accuracy of the teachers on `select`", *_accuracies(env_id, known)]
+    lines += ["", "## Spread and room", *_spread_and_room(env_id, known)]
     return "\n".join(lines)
 
 
@@ -112,19 +106,28 @@ def _teacher_line(spec: TeacherSpec) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _facts_text(env_id: str, recipe_hash: str) -> str:
-    found = [f for f in _facts().get(env_id, []) if f["recipe"] == recipe_hash]
-    if not found:
-        return "Not measured for this recipe; measure it with: python benchmarks/game.py " + env_id
+def _accuracies(env_id: str, known: list[dict[str, Any]]) -> list[str]:
+    """A line for each source of data."""
     lines = []
-    for fact in found:
-        lines.append(
-            f"On {fact['source']}, {fact['seeds']} seeds, in seed spreads of cross-entropy on `select` "
-            f"({fact['seed_spread']:.4f}): spread {fact['spread']['default']:.1f} by default and "
-            f"{fact['spread']['noise-30']:.1f} with 30 % label noise; room {fact['room']:.1f} over the training "
-            f"contexts (best single fixed control: {fact['best_single']})."
-        )
-    return "\n".join(lines)
+    for fact in known:
+        if "teachers" in fact:
+            scores = {name: scores["select"] for name, scores in fact["teachers"].items()}
+            said = ", ".join(f"{name} {next(iter(found.values())):.3f}" for name, found in scores.items())
+            lines.append(f"- {fact['source']}: {said}")
+    return lines or [f"Not measured for this recipe; `kd-gym prepare --env {env_id}` does it."]
+
+
+def _spread_and_room(env_id: str, known: list[dict[str, Any]]) -> list[str]:
+    """A line for each source of data."""
+    lines = [
+        f"- {fact['source']}, {fact['seeds']} seeds, in seed spreads of cross-entropy on `select` "
+        f"({fact['seed_spread']:.4f}): spread {fact['spread']['default']:.1f} by default and "
+        f"{fact['spread']['noise-30']:.1f} with 30 % label noise; room {fact['room']:.1f} over the training "
+        f"contexts (best single fixed control: {fact['best_single']})."
+        for fact in known
+        if "room" in fact
+    ]
+    return lines or [f"Not measured for this recipe; measure it with: python benchmarks/game.py {env_id}"]
 
 
 def _thing_page(name: str, thing: Any) -> str:

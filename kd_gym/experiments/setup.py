@@ -82,9 +82,16 @@ class EnvSpec:
         preferred = getattr(agent, "defaults", {})
         return self.with_config(**{**preferred, **self.config, **needed})
 
+    @property
+    def family(self) -> Family:
+        """What actions mean, and the recipe, under these arguments."""
+        cls, kwargs = _env_class(self.env).Family, gym.spec(self.id).kwargs
+        options = {k: v for k, v in self.config.items() if k in inspect.signature(cls).parameters}
+        return cls(kwargs["task"], kwargs.get("base", False), self.backend, **options)
+
     def lab(self) -> Lab:
         """The data, teachers and starts behind the env."""
-        return open_lab(family_of(self.id, self.backend).recipe, self.data, self.device, self.backend)
+        return open_lab(self.family.recipe, self.data, self.device, self.backend)
 
     def make(self) -> DistillationEnv:
         """One student."""
@@ -103,12 +110,6 @@ def agent_for(name: str, spec: EnvSpec) -> tuple[type[Controller], str, EnvSpec]
     """An agent's class, its argument, and the env with the action kind that it prefers."""
     cls, argument = agent_class(name)
     return cls, argument, spec.for_agent(cls)
-
-
-def family_of(env: str, backend: Backend = "full") -> Family:
-    """The family of an id, with the options that it has by default."""
-    kwargs = gym.spec(resolve_id(env)).kwargs
-    return _env_class(env).Family(kwargs["task"], kwargs.get("base", False), backend)
 
 
 def _env_class(env: str) -> type[DistillationEnv]:

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from kd_gym.envs.lab import Lab
 from kd_gym.experiments.evaluate import Comparison, Row
-from kd_gym.experiments.score import teacher_scores
+from kd_gym.experiments.prepare import SCORED, Scores
 from kd_gym.experiments.stats import interval
 
 
@@ -44,14 +44,12 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def teacher_table(lab: Lab) -> Table:
+def teacher_table(lab: Lab, scores: Scores) -> Table:
     """Scores and cost of all teachers that were prepared."""
-    metrics = lab.data.task.metrics
-    table = Table(
-        "teacher", "weights", *(f"{split} {m}" for split in ("select", "report") for m in metrics), "seconds, once"
-    )
+    columns = [(split, metric) for split in SCORED for metric in lab.data.task.metrics]
+    table = Table("teacher", "weights", *(" ".join(column) for column in columns), "seconds, once")
     for teacher in lab.made:
-        scores = [teacher_scores(teacher, split, lab.device) for split in ("select", "report")]
-        said = [f"{found[m]:.4f}" if found else "pretended" for found in scores for m in metrics]
+        found = scores[teacher.spec.name]
+        said = [f"{found[split][metric]:.4f}" if found[split] else "pretended" for split, metric in columns]
         table.add_row(teacher.spec.name, teacher.hash, *said, f"{teacher.seconds:.0f}")
     return table

@@ -18,7 +18,7 @@ from kd_gym.experiments.evaluate import Comparison, compare, load_controller
 from kd_gym.experiments.prepare import prepare
 from kd_gym.experiments.runs import RunConfig, checkpoint_path, load_run, read_config, save_checkpoint
 from kd_gym.experiments.score import play
-from kd_gym.experiments.setup import SELECTION_SEEDS, EnvSpec, agent_for, family_of
+from kd_gym.experiments.setup import SELECTION_SEEDS, EnvSpec, agent_for
 from kd_gym.experiments.watch import Watch, writer_for
 from kd_gym.files import write_json, write_text
 
@@ -77,7 +77,7 @@ def train(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise KDGymError(f"{folder} is not empty; give another --out, or go on with: kd-gym train --resume {folder}")
     prepare(spec, progress)
-    total = steps or 100 * family_of(spec.id, spec.backend).decisions
+    total = steps or 100 * spec.family.decisions
     config = RunConfig(
         spec.id,
         agent,
