@@ -10,6 +10,7 @@ import kd_gym  # noqa: F401 (registers the ids)
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.terms import Recipe
 from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store
+from kd_gym.envs.recipes import Origin
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import load
 
@@ -23,13 +24,13 @@ def variants(env_id):
     choices = {
         name: [p.default, *(value for value in get_args(p.annotation) if value != p.default)]
         for name, p in inspect.signature(family).parameters.items()
-        if get_origin(p.annotation) is Literal and name != "backend"
+        if get_origin(p.annotation) is Literal
     }
     accepted = []
     for values in itertools.product(*choices.values()):
         options = dict(zip(choices, values, strict=True))
         try:
-            family(None, False, "tiny", **options)
+            family(Origin(backend="tiny"), **options)
         except KDGymError:
             continue
         accepted.append(options)

@@ -40,6 +40,7 @@ from kd_gym.envs.episodes import EpisodeConfig, Episodes
 from kd_gym.envs.family import Family
 from kd_gym.envs.knowledge_select import KnowledgeSelect
 from kd_gym.envs.lab import Lab, Teacher
+from kd_gym.envs.recipes import Origin
 from kd_gym.envs.teacher_weight import TeacherWeight
 from kd_gym.tasks import embedded
 from kd_gym.tasks.data import TaskData, load_data
@@ -201,10 +202,12 @@ def main() -> None:
         ratios[name] = float(np.median(np.array(times[name]) / np.array(times["kd-gym"])))
         spread = f"{min(times[name]):8.1f} {max(times[name]):8.1f}"
         print(f"{name:16s} {np.median(times[name]):10.1f} {spread}  {ratios[name]:.2f}")
-    instance = TeacherWeight("SST2", granularity="instance")
+    instance = TeacherWeight(Origin("SST2"), granularity="instance")
     instance.recipe = replace(instance.recipe, process=replace(instance.recipe.process, batch=BATCH))
     overhead = {
-        "KnowledgeSelect, a decision of 10 updates": env_overhead(KnowledgeSelect("SST2"), data, store, one.init, 15),
+        "KnowledgeSelect, a decision of 10 updates": env_overhead(
+            KnowledgeSelect(Origin("SST2")), data, store, one.init, 15
+        ),
         f"TeacherWeight, a decision for each of {BATCH} samples and {instance.m} teachers": env_overhead(
             instance, data, store, one.init, 100
         ),

@@ -14,7 +14,7 @@ from kd_gym.envs.episodes import EpisodeConfig, Episodes, ObservationKind, Rewar
 from kd_gym.envs.family import Family
 from kd_gym.envs.lab import Lab, open_lab
 from kd_gym.envs.observation import Array
-from kd_gym.envs.recipes import Backend
+from kd_gym.envs.recipes import Backend, Origin
 from kd_gym.envs.render import ansi_line, weights_image
 from kd_gym.errors import KDGymError
 
@@ -49,6 +49,7 @@ class DistillationEnv(gym.Env[Array, Any]):
     Args:
         task: a task's name, or None for own data.
         base: of the `-Base` id.
+        teachers: a JSON file of teachers in place of the id's own (see `read_teachers`).
         observation, reward, reward_every, context: see `EpisodeConfig`.
         data: `auto`, `hub`, `embedded` or a path.
         device: `auto`, `cpu` or `cuda`.
@@ -68,6 +69,7 @@ class DistillationEnv(gym.Env[Array, Any]):
         self,
         task: str | None = None,
         base: bool = False,
+        teachers: str | None = None,
         observation: ObservationKind = "vector",
         reward: RewardKind = "cross_entropy",
         reward_every: int | None = None,
@@ -78,7 +80,7 @@ class DistillationEnv(gym.Env[Array, Any]):
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
-        family = self.family = self.Family(task, base, backend, **options)
+        family = self.family = self.Family(Origin(task, base, backend, teachers), **options)
         config = EpisodeConfig(
             observation, reward, family.reward_every if reward_every is None else reward_every, context
         )
@@ -174,6 +176,7 @@ class DistillationVectorEnv(gym.vector.VectorEnv[Array, Any, NDArray[Any]]):
         num_envs: int = 1,
         task: str | None = None,
         base: bool = False,
+        teachers: str | None = None,
         observation: ObservationKind = "vector",
         reward: RewardKind = "cross_entropy",
         reward_every: int | None = None,
@@ -188,7 +191,7 @@ class DistillationVectorEnv(gym.vector.VectorEnv[Array, Any, NDArray[Any]]):
             raise KDGymError(f"num_envs must be at least 1, not {num_envs}")
         self.num_envs = num_envs
         self.render_mode = render_mode
-        family = self.family = self.Family(task, base, backend, **options)
+        family = self.family = self.Family(Origin(task, base, backend, teachers), **options)
         config = EpisodeConfig(
             observation, reward, family.reward_every if reward_every is None else reward_every, context
         )

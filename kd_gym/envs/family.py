@@ -39,7 +39,7 @@ class Family:
         reward_every: decisions between two evaluations, unless the env is told otherwise.
         reviews: whether rewards can be measured on the batch just trained on (`batch_ce` and its kin).
 
-    Subclasses take the task, whether it is the `-Base` id, the backend, and options of their own.
+    Subclasses take an `Origin` and options of their own.
     """
 
     reward_every = 1

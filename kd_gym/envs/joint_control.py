@@ -12,7 +12,7 @@ from kd_gym.backend.terms import Control
 from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
 from kd_gym.envs.family import Decision, Family, Weights, simplex
-from kd_gym.envs.recipes import Backend, recipe_of
+from kd_gym.envs.recipes import Origin, recipe_of
 from kd_gym.envs.sample_priority import POOL, quantile_labels, quantile_weights
 from kd_gym.plugins import check_choice
 
@@ -26,13 +26,10 @@ class JointControl(Family):
 
     def __init__(
         self,
-        task: str | None = None,
-        base: bool = False,
-        backend: Backend = "full",
+        origin: Origin,
         action: ActionKind = "weights",
-        teachers: str | None = None,
     ) -> None:
-        super().__init__(recipe_of(task, base, backend, several=True, teachers=teachers))
+        super().__init__(recipe_of(origin, several=True))
         check_choice("action kind", action, ActionKind)
         self.action = action
         self.parts = {

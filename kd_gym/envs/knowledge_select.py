@@ -11,7 +11,7 @@ from kd_gym.backend.terms import Control
 from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
 from kd_gym.envs.family import Decision, Family, normalised, simplex
-from kd_gym.envs.recipes import Backend, recipe_of
+from kd_gym.envs.recipes import Origin, recipe_of
 from kd_gym.plugins import check_choice
 
 ActionKind = Literal["weights", "multi", "choice"]
@@ -22,13 +22,10 @@ class KnowledgeSelect(Family):
 
     def __init__(
         self,
-        task: str | None = None,
-        base: bool = False,
-        backend: Backend = "full",
+        origin: Origin,
         action: ActionKind = "weights",
-        teachers: str | None = None,
     ) -> None:
-        super().__init__(recipe_of(task, base, backend, teachers=teachers))
+        super().__init__(recipe_of(origin))
         check_choice("action kind", action, ActionKind)
         self.action = action
         self.k = len(self.recipe.process.knowledge)

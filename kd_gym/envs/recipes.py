@@ -17,6 +17,23 @@ BERT_BASE = "google-bert/bert-base-uncased"
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a recipe is made from, whatever the family.
+
+    Attributes:
+        task: a task's name, or None for own data.
+        base: of the `-Base` id.
+        backend: under `tiny` all recipes are the same few short updates.
+        teachers: a file of teachers to take in place of the id's own (see `read_teachers`).
+    """
+
+    task: str | None = None
+    base: bool = False
+    backend: Backend = "full"
+    teachers: str | None = None
+
+
+@dataclass(frozen=True)
 class TeacherSet:
     """The M teachers that answer in an episode; contexts choose a set by its name."""
 
@@ -152,34 +169,25 @@ def _teacher(entry: dict[str, Any]) -> TeacherSpec:
     return spec
 
 
-def recipe_of(
-    task: str | None,
-    base: bool = False,
-    backend: Backend = "full",
-    knowledge: tuple[str, ...] | None = None,
-    several: bool = False,
-    teachers: str | None = None,
-) -> EnvRecipe:
-    """The recipe of a task's ids: MiniLM-L6 to a small student, or (`-Base`) BERT-base to 6 of its layers.
+def recipe_of(origin: Origin, knowledge: tuple[str, ...] | None = None, several: bool = False) -> EnvRecipe:
+    """The recipe of an id: MiniLM-L6 to a small student, or (`-Base`) BERT-base to 6 of its layers.
 
     Args:
-        task: a task's name, or None for own data.
-        base: of the `-Base` id.
-        backend: under `tiny` all recipes are the same few short updates.
+        origin: what the id and its user name.
         knowledge: the knowledge types in use, if not all.
         several: with four teachers instead of one.
-        teachers: a file of teachers to take in their place (see `read_teachers`).
     """
+    task, base = origin.task, origin.base
     first, *others = (BASE_FULL, *_base_others()) if base else (FULL, *_others(task))
-    if teachers is not None:
-        first, *others = read_teachers(teachers, BERT_BASE if base else MINILM)
+    if origin.teachers is not None:
+        first, *others = read_teachers(origin.teachers, first.checkpoint)
     elif not several:
         others = []
     sets = _sets(first, *others)
     mini = EnvRecipe(task, teachers=sets)
     if knowledge is not None:
         mini = replace(mini, process=replace(mini.process, knowledge=knowledge))
-    if backend == "tiny":
+    if origin.backend == "tiny":
         return replace(mini, process=replace(mini.process, horizon=20, batch=8), updates=4, reward_rows=32)
     if not base:
         return mini

@@ -14,7 +14,7 @@ from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
 from kd_gym.envs.family import Decision, Family, Weights, equal_knowledge, unit
 from kd_gym.envs.lab import Lab
-from kd_gym.envs.recipes import Backend, recipe_of
+from kd_gym.envs.recipes import Origin, recipe_of
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import check_choice
 
@@ -43,17 +43,14 @@ class SamplePriority(Family):
 
     def __init__(
         self,
-        task: str | None = None,
-        base: bool = False,
-        backend: Backend = "full",
+        origin: Origin,
         action: ActionKind = "weights",
         granularity: Granularity = "batch",
         select: Select = "sample",
         pool: int | None = None,
         correct: bool = False,
-        teachers: str | None = None,
     ) -> None:
-        super().__init__(recipe_of(task, base, backend, KNOWLEDGE, teachers=teachers))
+        super().__init__(recipe_of(origin, KNOWLEDGE))
         check_choice("action kind", action, ActionKind)
         check_choice("granularity", granularity, Granularity)
         check_choice("way to select", select, Select)

@@ -14,7 +14,7 @@ from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
 from kd_gym.envs.family import Decision, Family, equal_knowledge, normalised, simplex
 from kd_gym.envs.lab import Lab
-from kd_gym.envs.recipes import Backend, recipe_of
+from kd_gym.envs.recipes import Origin, recipe_of
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import check_choice
 
@@ -28,14 +28,11 @@ class TeacherWeight(Family):
 
     def __init__(
         self,
-        task: str | None = None,
-        base: bool = False,
-        backend: Backend = "full",
+        origin: Origin,
         action: ActionKind = "weights",
         granularity: Granularity = "batch",
-        teachers: str | None = None,
     ) -> None:
-        super().__init__(recipe_of(task, base, backend, KNOWLEDGE, several=True, teachers=teachers))
+        super().__init__(recipe_of(origin, KNOWLEDGE, several=True))
         check_choice("action kind", action, ActionKind)
         check_choice("granularity", granularity, Granularity)
         if action == "choice" and granularity == "instance":

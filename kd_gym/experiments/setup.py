@@ -11,7 +11,7 @@ from kd_gym.agents.protocol import Controller, agent_class
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
 from kd_gym.envs.family import Family
 from kd_gym.envs.lab import Lab, open_lab
-from kd_gym.envs.recipes import Backend
+from kd_gym.envs.recipes import Backend, Origin
 from kd_gym.envs.registration import FAMILIES
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import load, nearest
@@ -87,7 +87,8 @@ class EnvSpec:
         """What actions mean, and the recipe, under these arguments."""
         cls, kwargs = _env_class(self.env).Family, gym.spec(self.id).kwargs
         options = {k: v for k, v in self.config.items() if k in inspect.signature(cls).parameters}
-        return cls(kwargs["task"], kwargs.get("base", False), self.backend, **options)
+        origin = Origin(kwargs["task"], kwargs.get("base", False), self.backend, self.config.get("teachers"))
+        return cls(origin, **options)
 
     def lab(self) -> Lab:
         """The data, teachers and starts behind the env."""
@@ -121,5 +122,5 @@ def env_arguments(env: str) -> dict[str, inspect.Parameter]:
     """The keyword arguments of an id that a user may set, beside data, device and backend."""
     cls = _env_class(env)
     parameters = {**inspect.signature(cls.Family).parameters, **inspect.signature(cls).parameters}
-    hidden = {"self", "task", "base", "data", "device", "backend", "render_mode", "options"}
+    hidden = {"self", "origin", "task", "base", "data", "device", "backend", "render_mode", "options"}
     return {name: p for name, p in parameters.items() if name not in hidden}

@@ -1,0 +1,263 @@
+"""Tables of controllers on the four families: score, reward and cost, in the default and in noisy contexts.
+
+    python benchmarks/tables.py SST2 [--minutes 50] [--out benchmarks/results/tables]
+
+Learners are trained once each (seed 0, on the training contexts); then every table is one `kd-gym evaluate` command,
+which stands above it. What is done is not done again, so the script goes on where it stopped, and what does not fit
+into the minutes is marked 'not run'. The page states its arithmetic first. Runs lie under `runs/tables`.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kd_gym.agents.protocol import agent_class
+from kd_gym.experiments.facts import facts
+from kd_gym.experiments.setup import EnvSpec
+from kd_gym.experiments.stats import interval, paired
+from kd_gym.files import write_json, write_text
+
+CONTEXTS = ("default", "noise-40", "wrong-teacher")
+SEEDS = 5
+EPISODES = 40  # of one training
+RUNS = Path("runs/tables")
+
+LEARNERS = {
+    "KnowledgeSelect": ("ppo", "aks", "dqn", "a2c", "sac", "td3"),
+    "TeacherWeight": ("ppo", "rlkd"),
+    "SamplePriority": ("ppo",),
+    "JointControl": ("ppo",),
+}
+OTHERS = {
+    "KnowledgeSelect": (
+        *("uniform", "random", "single:hard", "single:response", "static:1,0,1,0", "schedule:anneal"),
+        *("dynamic-kd", "exp3", "linucb", "greedy"),
+    ),
+    "TeacherWeight": (
+        *("uniform", "random", "single:full", "single:shallow", "best-single", "weighted-ensemble"),
+        *("ca-mkd", "govern", "dynamic-kd", "exp3", "linucb", "greedy"),
+    ),
+    "SamplePriority": ("uniform", "random", "curriculum", "curriculum:back", "dynamic-kd"),
+    "JointControl": ("uniform", "random"),
+}
+DEAR = {"greedy": 10.0}  # how many plain episodes one of these costs
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a task's page."""
+
+    task: str
+    family: str
+    context: str
+
+    @property
+    def env(self) -> str:
+        """The id."""
+        return f"{self.family}-{self.task}"
+
+    @property
+    def key(self) -> str:
+        """Its name in the page's JSON."""
+        return f"{self.family}/{self.context}"
+
+    def command(self, dear: bool) -> list[str]:
+        """What makes it, with the learners that are trained so far."""
+        runs = [str(run) for agent in LEARNERS[self.family] if finished(run := run_folder(self.env, agent))]
+        names = [name for name in OTHERS[self.family] if dear or name not in DEAR]
+        return [
+            *("kd-gym", "evaluate", *runs, *names, "--env", self.env),
+            *("--context", self.context, "--seeds", str(SEEDS)),
+        ]
+
+
+def run_folder(env: str, agent: str) -> Path:
+    """Where a training lies."""
+    return RUNS / f"{env}-{agent}"
+
+
+def finished(run: Path) -> bool:
+    """Whether a training came to its end."""
+    return (run / "result.json").exists()
+
+
+def training(env: str, agent: str) -> list[str]:
+    """The command of a training; an interrupted one goes on."""
+    folder = run_folder(env, agent)
+    if folder.exists():
+        return ["kd-gym", "train", "--resume", str(folder)]
+    spec = EnvSpec(env).for_agent(agent_class(agent)[0])
+    steps = EPISODES * spec.family.decisions
+    return [
+        *("kd-gym", "train", "--env", env, "--agent", agent, "--steps", str(steps), "--num-envs", "4"),
+        *("--eval-seeds", "1", "--env-config.context", "train", "--out", str(folder)),
+    ]
+
+
+def run(command: list[str]) -> None:
+    """A kd-gym command, in this interpreter's environment; what it prints is shown if it fails."""
+    done = subprocess.run([sys.executable, "-m", "kd_gym", *command[1:]], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}")
+
+
+def made(table: Table, dear: bool) -> dict[str, Any]:
+    """Run a table's command and keep what the page shows."""
+    command, file = table.command(dear), RUNS / f"{table.env}-{table.context}.json"
+    begin = time.perf_counter()
+    run([*command, "--json", str(file)])
+    told = json.loads(file.read_text())
+    kept = ("scores", "cross_entropy", "reward", "flops", "controller_flops", "seconds", "failure")
+    rows = [
+        {
+            "name": Path(row["name"]).name.removeprefix(f"{table.env}-"),
+            "fixed": row["fixed"],
+            "episodes": [{key: episode[key] for key in kept} for episode in row["episodes"]],
+        }
+        for row in told["rows"]
+    ]
+    about = {key: told[key] for key in ("source", "data_fingerprint", "teacher_hash", "metrics")}
+    return {**about, "command": shlex.join(command), "rows": rows, "seconds": round(time.perf_counter() - begin)}
+
+
+def baseline(task: str, family: str, tables: dict[str, Any]) -> str:
+    """The best fixed control of the training contexts: as `benchmarks/game.py` found it on `select`, or, where that
+    was not run, the fixed row with the best mean score over the tables here (which favours it).
+    """
+    spec = EnvSpec(f"{family}-{task}")
+    labels = spec.family.labels
+    for fact in facts(spec.id, spec.family.recipe.hash):
+        if "best_single" in fact:
+            parts = fact["best_single"].split("+")
+            return (
+                "static:" + ",".join(str(int(label in parts)) for label in labels)
+                if len(parts) > 1
+                else (f"single:{parts[0]}")
+            )
+    means: dict[str, list[float]] = {}
+    for key, table in tables.items():
+        for row in table["rows"] if key.startswith(f"{family}/") else ():
+            if row["fixed"]:
+                scores = [episode["scores"][table["metrics"][0]] for episode in row["episodes"]]
+                means.setdefault(row["name"], []).append(float(np.mean(scores)))
+    return max(means, key=lambda name: float(np.mean(means[name])), default="")
+
+
+def lines_of(table: Table, found: dict[str, Any], base: str) -> Iterator[str]:
+    """A table in Markdown; the last column is the paired difference to the baseline."""
+    metrics = found["metrics"]
+    heads = ["controller", *(f"report {m}" for m in metrics), "cross-entropy", "reward", "GFLOP", "seconds"]
+    yield f"`{found['command']}`\n"
+    yield "| " + " | ".join([*heads, f"{metrics[0]} against {base}"]) + " |"
+    yield "|---" * (len(heads) + 1) + "|"
+    best = next((row for row in found["rows"] if row["name"] == base), None)
+    for row in found["rows"]:
+        episodes = row["episodes"]
+        scores = {m: [episode["scores"][m] for episode in episodes] for m in metrics}
+        cells = [interval(scores[m]).text() for m in metrics]
+        cells += [
+            interval([e["cross_entropy"] for e in episodes]).text(),
+            interval([e["reward"] for e in episodes]).text(),
+        ]
+        cells.append(f"{np.mean([e['flops'] + e['controller_flops'] for e in episodes]) / 1e9:.0f}")
+        cells.append(f"{np.mean([e['seconds'] for e in episodes]):.1f}")
+        if best is None or row is best:
+            cells.append("")
+        else:
+            apart = paired(scores[metrics[0]], [episode["scores"][metrics[0]] for episode in best["episodes"]])
+            cells.append(f"**{apart.text()}**" if apart.mean > apart.half and not row["fixed"] else apart.text())
+        yield "| " + " | ".join([row["name"], *cells]) + " |"
+    there = {row["name"] for row in found["rows"]}
+    for name in (*LEARNERS[table.family], *OTHERS[table.family]):
+        if name not in there:
+            yield f"| {name} | not run |" + " |" * (len(heads) - 1)
+
+
+def page(task: str, tables: dict[str, Any], arithmetic: str) -> str:
+    """The page of a task."""
+    lines = [f"# Controllers on {task}", "", arithmetic, ""]
+    lines += [
+        f"Mean ± half of the 95 % interval (Student's t) over {SEEDS} evaluation seeds, on `report`. A difference is "
+        "paired by seed, against the best fixed control of the training contexts; that of an adaptive controller is "
+        "bold where its interval excludes zero from above. Reward is that of the env's own kind, so it differs between "
+        "controllers that need another one. GFLOP and seconds are one episode's, with what the controller spends. "
+        f"Learners were trained once, for {EPISODES} episodes of the training contexts.",
+        "",
+    ]
+    for table in all_tables(task):
+        lines += [f"## {table.env}, context {table.context}", ""]
+        found = tables.get(table.key)
+        base = baseline(task, table.family, tables)
+        lines += [*lines_of(table, found, base), ""] if found else [f"not run: `{shlex.join(table.command(True))}`", ""]
+    return "\n".join(lines)
+
+
+def all_tables(task: str) -> list[Table]:
+    """The tables of a task's page, in the order in which they are made."""
+    return [Table(task, family, context) for family in LEARNERS for context in CONTEXTS]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task")
+    parser.add_argument("--minutes", type=float, default=50)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tables"))
+    args = parser.parse_args()
+    begin, place = time.perf_counter(), args.out / f"{args.task}.json"
+    kept: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+
+    first = all_tables(args.task)[0]
+    if "seconds" not in kept:
+        started = time.perf_counter()
+        run(["kd-gym", "evaluate", "uniform", "--env", first.env, "--seeds", "2", "--context", "share-10"])
+        kept["seconds"] = round((time.perf_counter() - started) / 2, 1)
+    tables: dict[str, Any] = kept.setdefault("tables", {})
+
+    rows = {family: len(LEARNERS[family]) + sum(DEAR.get(name, 1) for name in OTHERS[family]) for family in LEARNERS}
+    episodes = sum(rows.values()) * len(CONTEXTS) * SEEDS
+    trained = sum(map(len, LEARNERS.values())) * (EPISODES + 16)  # with the looks at `select`, and the last table
+    arithmetic = (
+        f"Arithmetic: {episodes:.0f} evaluation episodes ({sum(rows.values()):.0f} rows, a greedy one counted as "
+        f"{DEAR['greedy']:.0f}, x {len(CONTEXTS)} contexts x {SEEDS} seeds) and {trained} of training, at about "
+        f"{kept['seconds']} s each ({torch.get_num_threads()} threads, {first.env}): "
+        f"{(episodes + trained) * kept['seconds'] / 60:.0f} minutes, of which this page was given the part that is "
+        "not marked 'not run'."
+    )
+
+    def fits(count: float) -> bool:
+        left = args.minutes * 60 - (time.perf_counter() - begin)
+        return count * kept["seconds"] < left
+
+    def keep() -> None:
+        write_json(place, kept)
+        write_text(place.with_suffix(".md"), page(args.task, tables, arithmetic))
+
+    for dear in (False, True):
+        for family in LEARNERS:
+            mine = [table for table in all_tables(args.task) if table.family == family]
+            for agent in LEARNERS[family][: None if dear else 2]:
+                if not finished(run_folder(mine[0].env, agent)) and fits(EPISODES + 16):
+                    run(training(mine[0].env, agent))
+                    print(f"{time.perf_counter() - begin:6.0f} s  trained {agent} on {mine[0].env}", flush=True)
+            for table in mine:
+                command = shlex.join(table.command(dear))
+                new = tables.get(table.key, {}).get("command") != command
+                if new and fits(SEEDS * sum(DEAR.get(n, 1) for n in OTHERS[family] if dear or n not in DEAR)):
+                    tables[table.key] = made(table, dear)
+                    keep()
+                    print(f"{time.perf_counter() - begin:6.0f} s  {table.key}", flush=True)
+    keep()
+
+
+if __name__ == "__main__":
+    main()
