@@ -19,27 +19,32 @@ def ansi_line(info: dict[str, Any]) -> str:
     )
 
 
+def heat_map(axes: Any, labels: Sequence[str], weights: NDArray[np.float64], width: float) -> None:
+    """Weights [steps, D] in [0, 1] as a map with a line for each name: for more weights than there are colours."""
+    axes.imshow(weights.T, cmap="viridis", vmin=0, vmax=1, aspect="auto", extent=(0, width, len(labels), 0))
+    axes.set_yticks(np.arange(len(labels)) + 0.5, labels, fontsize=7)
+    axes.figure.colorbar(axes.images[0], ax=axes, label="weight")
+
+
 def weights_image(labels: Sequence[str], history: Sequence[NDArray[np.float64]], decisions: int) -> NDArray[np.uint8]:
-    """The weights of each decision so far, stacked, as an RGB picture [320, 480, 3]."""
+    """The weights of each decision so far as an RGB picture [320, 480, 3]: stacked, or a map where they are many."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 3.2), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    bottom = np.zeros(len(history))
-    stacked = np.array(history).reshape(len(history), len(labels))
-    for i, name in enumerate(labels):
-        axes.bar(
-            np.arange(len(history)) + 0.5,
-            stacked[:, i],
-            1,
-            bottom,
-            color=COLOURS[i % len(COLOURS)],
-            label=name,
-        )
-        bottom += stacked[:, i]
-    axes.set(xlim=(0, decisions), ylim=(0, max(1, bottom.max(initial=0))), xlabel="decision", ylabel="weight")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    weights = np.array(history).reshape(len(history), len(labels))
+    if len(labels) > len(COLOURS):
+        shown = weights if len(history) else np.full((1, len(labels)), np.nan)
+        heat_map(axes, labels, shown, len(shown))
+        axes.set(xlim=(0, decisions), xlabel="decision")
+    else:
+        bottom = np.zeros(len(history))
+        for i, name in enumerate(labels):
+            axes.bar(np.arange(len(history)) + 0.5, weights[:, i], 1, bottom, color=COLOURS[i], label=name)
+            bottom += weights[:, i]
+        axes.set(xlim=(0, decisions), ylim=(0, max(1, bottom.max(initial=0))), xlabel="decision", ylabel="weight")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
