@@ -1,5 +1,6 @@
 import inspect
 import itertools
+import os
 from typing import Literal, get_args, get_origin
 
 import gymnasium as gym
@@ -50,6 +51,7 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)  # tiny products are fastest so, and workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 @pytest.fixture

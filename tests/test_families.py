@@ -94,12 +94,12 @@ def test_teachers_that_are_not_picked_play_no_part(make_env, options, chosen):
     actions = [pick[options.get("action", "weights")]] * 2
     env, other = make_env(TEACHERS, **options), make_env(TEACHERS, **options)
     process = other.episodes.process
-    process.teachers = {
+    process.lessons.teachers = {
         name: tuple(store if m == chosen else garbage(store) for m, store in enumerate(group))
-        for name, group in process.teachers.items()
+        for name, group in process.lessons.teachers.items()
     }
     assert same(after(env, actions), after(other, actions))
-    process.teachers = {name: tuple(map(garbage, group)) for name, group in process.teachers.items()}
+    process.lessons.teachers = {name: tuple(map(garbage, group)) for name, group in process.lessons.teachers.items()}
     assert not same(after(env, actions), after(other, actions))
 
 
@@ -124,8 +124,10 @@ def test_an_empty_selection_of_a_sample_takes_the_most_confident_teacher(make_en
     env.reset(seed=0)
     process = env.episodes.process
     for _ in range(3):
-        rows = process._streams[0].rows(int(process.update))[0]
-        said = torch.stack([store.logits[rows].softmax(-1).max(-1).values for store in process.teachers["full"]], -1)
+        rows = process.lessons.streams[0].rows(int(process.update))[0]
+        said = torch.stack(
+            [store.logits[rows].softmax(-1).max(-1).values for store in process.lessons.teachers["full"]], -1
+        )
         bits = np.zeros((8, 4), np.int8)
         bits[0, 1:3] = bits[5, 3] = 1
         expected = np.eye(4)[said.argmax(-1)]
@@ -143,9 +145,9 @@ def test_rows_shown_describe_the_batch_trained_on_next(make_env, trained_on):
         row, before = shown(env, seen), params(env)
         seen, *_ = env.step(env.action_space.sample())
         rows, batch = trained_on[-1]
-        labels = process.labels[0][rows[0]]
+        labels = process.lessons.labels[0][rows[0]]
         wrong += int((labels != process.train.labels[rows[0]]).sum())
-        stores = process.teachers["full"]
+        stores = process.lessons.teachers["full"]
         log_p = torch.stack([store.logits[rows[0]].log_softmax(-1) for store in stores], 1)
         ce = -log_p.gather(-1, labels[:, None, None].expand(-1, 4, 1)).squeeze(-1)
         said = encode(before, process.init.arch, process.train.batch(rows)).logits[0].softmax(-1)
@@ -168,12 +170,12 @@ def test_batch_rewards_are_measured_on_the_batch_after_its_update(make_env, rewa
     process = env.episodes.process
     for _ in range(2):
         _, found, _, _, info = env.step(env.action_space.sample())
-        rows = torch.from_numpy(process._streams[0].rows(int(process.update) - 1)[0])
+        rows = torch.from_numpy(process.lessons.streams[0].rows(int(process.update) - 1)[0])
         tau = process.recipe.tau
         with torch.no_grad():
             z = encode(process.params, process.init.arch, process.train.batch(rows[None])).logits[0]
-        ce = F.cross_entropy(z, process.labels[0][rows])
-        said = torch.stack([(s.logits[rows] / tau).softmax(-1) for s in process.teachers["full"]]).mean(0)
+        ce = F.cross_entropy(z, process.lessons.labels[0][rows])
+        said = torch.stack([(s.logits[rows] / tau).softmax(-1) for s in process.lessons.teachers["full"]]).mean(0)
         kd = tau**2 * (said * (said.log() - (z / tau).log_softmax(-1))).sum(-1).mean()
         accuracy = info["reward_split"]["accuracy"]
         expected = {"batch_ce": -ce, "batch_ce_kd": -ce - kd, "batch_mixed": (accuracy - ce - kd) / 2}[reward]
@@ -321,7 +323,9 @@ def test_rows_trained_on_come_from_the_pool(make_env, trained_on, options):
     env.reset(seed=1)
     process, family = env.episodes.process, env.family
     for _ in range(3):
-        pools = [process._streams[0].rows(int(process.update) + i, family.pool)[0] for i in range(family.updates)]
+        pools = [
+            process.lessons.streams[0].rows(int(process.update) + i, family.pool)[0] for i in range(family.updates)
+        ]
         trained_on.clear()
         action = env.action_space.sample()
         env.step(action)
@@ -340,11 +344,11 @@ def test_candidates_shown_are_those_chosen_among(make_env):
     seen, _ = env.reset(seed=2)
     process = env.episodes.process
     for update in range(3):
-        rows = torch.from_numpy(process._streams[0].rows(update, 16)[0])
-        labels = process.labels[0][rows]
+        rows = torch.from_numpy(process.lessons.streams[0].rows(update, 16)[0])
+        labels = process.lessons.labels[0][rows]
         with torch.no_grad():
             student = encode(process.params, process.init.arch, process.train.batch(rows[None])).logits[0].softmax(-1)
-        teacher = process.teachers["full"][0].logits[rows].softmax(-1)
+        teacher = process.lessons.teachers["full"][0].logits[rows].softmax(-1)
         at = torch.arange(16)
         ce, their_ce = -student[at, labels].log(), -teacher[at, labels].log()
         expected = {
@@ -387,7 +391,7 @@ def test_a_quantile_that_alone_has_weight_is_the_batch(make_env, trained_on, qua
     process, weights = env.episodes.process, np.ones((3, 4), np.float32)
     weights[1] = -1
     weights[1, quantile] = 1  # a quarter of 32 by the student's loss
-    pool, seen = process._streams[0].rows(0, 32)[0], process.peek(32)
+    pool, seen = process.lessons.streams[0].rows(0, 32)[0], process.peek(32)
     loss = F.cross_entropy(seen.encoded.logits[0], seen.labels[0], reduction="none")
     env.step(weights.ravel())
     quarter = loss.argsort()[8 * quantile : 8 * quantile + 8]
@@ -430,7 +434,7 @@ def test_a_joint_action_is_the_designs_formula_also_with_two_parts_uniform(make_
     fresh = make_env(JOINT, action="dict")
     fresh.reset(seed=1)  # the student of before the update
     again = fresh.episodes.process
-    slow = again._forward(again.params, [0], drawn=(rows, [process._streams[0].rows(0)[1]]))
+    slow = again._forward(again.params, [0], drawn=(rows, [process.lessons.streams[0].rows(0)[1]]))
     assert torch.allclose(slow.losses, batch.losses)
     loss = sum(
         w[k] * t[m] / again.scale[0, k, m] * slow.losses[0, k, m, i] / 8

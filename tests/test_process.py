@@ -61,15 +61,15 @@ def test_the_loss_is_the_designs_formula(make_process):
         expected = 0.0
         for i in range(8):
             z = batch.encoded.logits[n, i]
-            store = process.teachers["full"][0]
+            store = process.lessons.teachers["full"][0]
             teacher = store.logits[rows[n, i]].double()
             tau = process.recipe.tau
             p = (teacher / tau).softmax(0)
             terms = [
-                F.cross_entropy(z, process.labels[n, rows[n, i]]),
+                F.cross_entropy(z, process.lessons.labels[n, rows[n, i]]),
                 tau**2 * (p * (p.log() - (z / tau).log_softmax(0))).sum(),
             ]
-            layers = process.layer_map[0]
+            layers = process.lessons.layer_map[0]
             mapped = F.normalize(
                 torch.stack(
                     [
@@ -220,9 +220,9 @@ def test_contexts_do_what_they_say(make_process):
     slow = Context("slow", rate=0.5)
     process.reset([1, 1, 1, 1], [noisy, little, wrong, slow])
     clean = process.train.labels
-    assert (process.labels[0] != clean).float().mean() == pytest.approx(0.4, abs=0.06)
-    assert torch.equal(process.labels[1], clean)
-    seen = {int(r) for u in range(200) for r in process._streams[1].rows(u)[0]}
+    assert (process.lessons.labels[0] != clean).float().mean() == pytest.approx(0.4, abs=0.06)
+    assert torch.equal(process.lessons.labels[1], clean)
+    seen = {int(r) for u in range(200) for r in process.lessons.streams[1].rows(u)[0]}
     assert 0.08 * len(clean) < len(seen) < 0.15 * len(clean)
     trace = process.advance(weights(*[UNIFORM] * 4), 20)
     assert trace.teacher_accuracy[2] < trace.teacher_accuracy[1] - 0.1
@@ -235,7 +235,7 @@ def test_word_pieces_that_were_not_trained_on_stay_as_they_came(make_process):
     process.reset([1], [Context("little", train_share=0.01)])
     start = process.params["word"].detach().clone()
     process.advance(weights(), 10)
-    rows = [torch.from_numpy(process._streams[0].rows(u)[0]) for u in range(10)]
+    rows = [torch.from_numpy(process.lessons.streams[0].rows(u)[0]) for u in range(10)]
     seen = torch.cat([process.train.batch(r).ids.flatten() for r in rows]).unique()
     untouched = torch.ones(len(start[0]), dtype=torch.bool)
     untouched[seen] = False

@@ -170,7 +170,7 @@ def main() -> None:
     half = torch.full((1, 2), 0.5)
     one, four = ours(data, arch, store, 1), ours(data, arch, store, 4)
     by_hand = {"naive": naive(data, arch), "tuned": tuned(data, arch, store)}
-    stream = one._streams[0]
+    stream = one.lessons.streams[0]
 
     def run(name: str, first: int, count: int) -> float:
         """Milliseconds of an update of one student."""

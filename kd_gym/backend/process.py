@@ -11,14 +11,13 @@ from torch import Tensor
 
 from kd_gym.backend.checkpoint import StudentInit
 from kd_gym.backend.encoder import Encoded, Params, add_rows, encode, forward_flops, parameter_shapes
-from kd_gym.backend.knowledge import KNOWLEDGE, Batch, KnowledgeType, TeacherBatch
+from kd_gym.backend.knowledge import KNOWLEDGE, Batch, KnowledgeType
+from kd_gym.backend.lessons import Lessons
 from kd_gym.backend.optim import AdamWState, adamw_step, gradient_norms
 from kd_gym.backend.sampling import Selection, choose, difficulties, quantile_scores
 from kd_gym.backend.state import Context, State
 from kd_gym.backend.store import TeacherStore
 from kd_gym.backend.terms import Control, Cost, Evaluation, Forward, Recipe, Trace
-from kd_gym.errors import KDGymError
-from kd_gym.tasks.batches import Buckets, RowStream, flip_labels
 from kd_gym.tasks.tokens import Tokens, TokenSplit
 
 MIN_SCALE = 1e-3
@@ -65,54 +64,34 @@ class DistillationProcess:
     ) -> None:
         self.device = device or torch.device("cpu")
         self.train = train.to(self.device)
-        self.teachers = teachers
         self.init = init
         self.recipe = recipe
         self.students = students
         self.dtype = dtype
         self.knowledge: list[KnowledgeType] = [KNOWLEDGE.get(name) for name in recipe.knowledge]
-        self.buckets = Buckets(train.length, recipe.batch, recipe.data_key)
-        first = next(iter(teachers.values()))
-        if any(len(group) != len(first) for group in teachers.values()):
-            raise KDGymError("all teacher sets of a process must have the same number of teachers")
-        self.m = len(first)
-        self.layer_map = [
-            torch.tensor([(i + 1) * t.layers // init.arch.layers - 1 for i in range(init.arch.layers)]) for t in first
-        ]
+        arch = init.arch
+        self.lessons = Lessons(self.train, teachers, arch.classes, arch.layers, recipe, students, dtype)
         self.params: Params = {
             name: torch.zeros(students, *shape, dtype=dtype, device=self.device).requires_grad_()
-            for name, shape in (parameter_shapes(init.arch) | self._head_shapes(first)).items()
+            for name, shape in (parameter_shapes(arch) | self._head_shapes()).items()
         }
         self.adam = AdamWState.zeros(self.params)
         self._table_gradient = torch.zeros_like(self.params["word"], requires_grad=False)  # kept: fresh memory is slow
         self.update = torch.zeros(students, dtype=torch.long)
         self.failed = torch.zeros(students, dtype=torch.bool)
-        self.scale = torch.ones(students, len(self.knowledge), self.m, dtype=dtype, device=self.device)
+        self.scale = torch.ones(students, len(self.knowledge), self.lessons.m, dtype=dtype, device=self.device)
         self.cost = Cost(np.zeros(students, np.int64), np.zeros(students, np.int64))
-        self.seeds = [0] * students
-        self.contexts = [Context()] * students
-        self._streams: list[RowStream] = [None] * students  # type: ignore[list-item]
-        self.labels = self.train.labels.expand(students, -1).clone()
         self._ahead: Forward | None = None  # of the coming batch, where it was looked at
 
-    def _head_shapes(self, teachers: Sequence[TeacherStore]) -> dict[str, tuple[int, ...]]:
+    def _head_shapes(self) -> dict[str, tuple[int, ...]]:
         return {
             f"head.{k.name}.{m}.{name}": shape
             for k in self.knowledge
-            for m, teacher in enumerate(teachers)
+            for m, teacher in enumerate(self.lessons.first)
             for name, shape in k.heads(self.init.arch, teacher.width).items()
         }
 
     # ------------------------------------------------------------------ where students start
-
-    def _identify(self, slot: int, seed: int, context: Context) -> None:
-        """Set who a student is, and what follows from it: its rows and its labels."""
-        if context.teachers not in self.teachers:
-            raise KDGymError(f"context {context.name!r} wants teachers {context.teachers!r}, which are not loaded")
-        self.seeds[slot], self.contexts[slot] = seed, context
-        self._ahead = None
-        self._streams[slot] = RowStream(self.buckets, seed, context.train_share)
-        self.labels[slot] = flip_labels(self.train.labels, self.init.arch.classes, context.label_noise, seed)
 
     @torch.no_grad()
     def reset(self, seeds: Sequence[int], contexts: Sequence[Context], slots: Sequence[int] | None = None) -> None:
@@ -121,8 +100,9 @@ class DistillationProcess:
         Then the scale of each knowledge loss is measured on the first batches, once, and frozen.
         """
         chosen = list(range(self.students)) if slots is None else list(slots)
+        self._ahead = None
         for slot, seed, context in zip(chosen, seeds, contexts, strict=True):
-            self._identify(slot, seed, context)
+            self.lessons.identify(slot, seed, context)
             random = torch.Generator().manual_seed(seed + (1 << 40))  # another stream than the student's own
             start = self.init.draw(seed)
             for name, value in self.params.items():
@@ -152,21 +132,7 @@ class DistillationProcess:
 
         With `count`, the pool of so many candidates for them.
         """
-        drawn = [self._streams[slot].rows(int(self.update[slot]) + offset, count) for slot in slots]
-        rows = torch.from_numpy(np.stack([rows for rows, _ in drawn])).to(self.device)
-        return rows, [width for _, width in drawn]
-
-    def _teach(self, slots: Sequence[int], rows: Tensor) -> list[TeacherBatch]:
-        """What each of the M teachers of each student says of its rows."""
-        groups: dict[str, list[int]] = {}
-        for place, slot in enumerate(slots):
-            groups.setdefault(self.contexts[slot].teachers, []).append(place)
-        said = []
-        for m in range(self.m):
-            parts = [self.teachers[name][m].get(rows[places], self.layer_map[m]) for name, places in groups.items()]
-            order = torch.tensor([p for places in groups.values() for p in places]).argsort().to(self.device)
-            said.append(TeacherBatch(*(torch.cat(field)[order].to(self.dtype) for field in zip(*parts, strict=True))))
-        return said
+        return self.lessons.rows(slots, [int(self.update[slot]) + offset for slot in slots], count)
 
     def _forward(
         self,
@@ -179,10 +145,10 @@ class DistillationProcess:
         rows and their widths.
         """
         rows, widths = drawn or self._rows(slots, offset)
-        labels = self.labels[torch.tensor(slots, device=self.device).unsqueeze(1), rows]
+        labels = self.lessons.labels_of(slots, rows)
         tokens = self.train.batch(rows, max(widths))
         encoded = encode(params, self.init.arch, tokens, self.recipe.attention)
-        teachers = self._teach(slots, rows)
+        teachers = self.lessons.teach(slots, rows)
         losses = []
         for k in self.knowledge:
             per_teacher = []
@@ -190,7 +156,7 @@ class DistillationProcess:
                 prefix = f"head.{k.name}.{m}."
                 heads = {name[len(prefix) :]: v for name, v in params.items() if name.startswith(prefix)}
                 per_teacher.append(k.loss(Batch(encoded, teacher, labels, heads, self.recipe.tau)))
-            losses.append(torch.stack(per_teacher, 1).expand(-1, self.m, -1))
+            losses.append(torch.stack(per_teacher, 1).expand(-1, self.lessons.m, -1))
         flops = np.array([forward_flops(self.init.arch, rows.shape[-1], width) for width in widths])
         return Forward(torch.stack(losses, 1), encoded, teachers, labels, tokens.ids, flops)
 
@@ -198,7 +164,7 @@ class DistillationProcess:
         """The factor of every loss of every sample [N, K, M, B or 1]: w_k t_m s_i / c_km."""
         weights = control.knowledge.to(self.scale)[:, :, None, None] / self.scale.unsqueeze(-1)
         if control.teachers is None:
-            weights = weights / self.m
+            weights = weights / self.lessons.m
         elif control.teachers.dim() == 2:
             weights = weights * control.teachers.to(weights)[:, None, :, None]
         else:
@@ -212,7 +178,7 @@ class DistillationProcess:
         horizon = self.recipe.horizon
         warm = max(1, horizon // 10)
         factor = torch.minimum((self.update + 1) / warm, (horizon - self.update) / max(1, horizon - warm))
-        rates = torch.tensor([context.rate for context in self.contexts])
+        rates = torch.tensor([context.rate for context in self.lessons.contexts])
         return self.recipe.learning_rate * rates * factor.clamp(min=0.0)
 
     def _gradients(self, total: Tensor, batch: Forward) -> Params:
@@ -260,7 +226,7 @@ class DistillationProcess:
             self.cost.student += pool.flops
             measures = difficulties(pool.encoded.logits, pool.teachers[0], pool.labels)
             scores = quantile_scores(measures, scores)
-        keys = list(zip(self.seeds, self.update.tolist(), strict=True))
+        keys = list(zip(self.lessons.seeds, self.update.tolist(), strict=True))
         places, weights = choose(selection, scores, self.recipe.batch, keys)
         return (rows.gather(-1, places), widths), weights.to(self.scale)[:, None, None]
 
@@ -335,14 +301,15 @@ class DistillationProcess:
         }
         tensors |= {"scale": self.scale[at.to(self.device)].cpu()}
         tensors["flops"] = torch.from_numpy(np.stack([self.cost.student, self.cost.evaluation], 1))[at]
-        return State(tensors, [self.seeds[i] for i in chosen], [self.contexts[i] for i in chosen])
+        return State(tensors, [self.lessons.seeds[i] for i in chosen], [self.lessons.contexts[i] for i in chosen])
 
     @torch.no_grad()
     def restore(self, state: State, slots: Sequence[int] | None = None) -> None:
         """Put a snapshot's students into these slots (all by default)."""
         chosen = list(range(self.students)) if slots is None else list(slots)
+        self._ahead = None
         for slot, seed, context in zip(chosen, state.seeds, state.contexts, strict=True):
-            self._identify(slot, seed, context)
+            self.lessons.identify(slot, seed, context)
         at = torch.tensor(chosen)
         for kind, group in (("param", self.params), ("mean", self.adam.mean), ("square", self.adam.square)):
             for name, value in group.items():
@@ -360,7 +327,7 @@ class DistillationProcess:
         """
         state = self.snapshot(slots)
         other = DistillationProcess(
-            self.train, self.teachers, self.init, self.recipe, len(state.seeds), self.device, self.dtype
+            self.train, self.lessons.teachers, self.init, self.recipe, len(state.seeds), self.device, self.dtype
         )
         other.restore(state)
         return other

@@ -80,8 +80,8 @@ class Episodes:
         self.empty = np.zeros(count, np.int64)
         self.control = np.tile(family.initial(), (count, 1))
         self.loss = np.zeros((count, len(self.knowledge)))
-        self.agreement = np.zeros((count, self.process.m))
-        self.teacher_accuracy = np.zeros((count, self.process.m))
+        self.agreement = np.zeros((count, self.process.lessons.m))
+        self.teacher_accuracy = np.zeros((count, self.process.lessons.m))
         self.trace = np.zeros((count, 2))  # entropy, gradient norm
         self.cross_entropy = np.zeros(count)
         self.accuracy = np.zeros(count)
@@ -147,7 +147,7 @@ class Episodes:
             every = self.config.reward_every
             for slot in np.flatnonzero(due):
                 seed, updates = int(self.seed[slot]), every * self.family.updates
-                path = uniform_metrics(self.lab, self.process.contexts[slot], seed, updates)
+                path = uniform_metrics(self.lab, self.process.lessons.contexts[slot], seed, updates)
                 now = -(-int(self.decisions[slot]) // every)  # the last evaluation may come early
                 self.terms[slot, 1] = path[now - 1] - path[now]
         return self.terms[:, 0] - self.terms[:, 1]
@@ -182,7 +182,7 @@ class Episodes:
         """The parts of the observation vector, each [N] or [N, size]."""
         recipe = self.recipe.process
         progress = np.minimum(self.process.update.numpy() / recipe.horizon, 1)
-        rates = np.array([context.rate for context in self.process.contexts])
+        rates = np.array([context.rate for context in self.process.lessons.contexts])
         values: dict[str, NDArray[Any]] = {
             "progress": progress,
             "budget_left": 1 - progress,
@@ -206,10 +206,10 @@ class Episodes:
     def info(self, slot: int) -> dict[str, Any]:
         """What is known of an episode, as a function of (id, kwargs, seed, actions)."""
         drop, uniform, batch, penalty = (float(x) for x in self.terms[slot])
-        names = self.recipe.teacher_names(self.process.contexts[slot].teachers)
+        names = self.recipe.teacher_names(self.process.lessons.contexts[slot].teachers)
         return {
             "episode_seed": int(self.seed[slot]),
-            "context": self.process.contexts[slot].name,
+            "context": self.process.lessons.contexts[slot].name,
             "score_name": f"report {self.lab.data.task.metrics[0]}",
             "updates": int(self.process.update[slot]),
             "control": dict(zip(self.family.labels, self.control[slot].tolist(), strict=True)),

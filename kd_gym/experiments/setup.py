@@ -48,6 +48,11 @@ class EnvSpec:
         return resolve_id(self.env)
 
     @property
+    def family_name(self) -> str:
+        """What stands before the task."""
+        return self.id.partition("-")[0]
+
+    @property
     def kwargs(self) -> dict[str, Any]:
         """All keyword arguments of `gym.make`."""
         return {"data": self.data, "device": self.device, "backend": self.backend, **self.config}
@@ -62,7 +67,7 @@ class EnvSpec:
         Raises:
             KDGymError: the agent does not serve this id, or not with the arguments given.
         """
-        name, family = agent.__name__, self.id.partition("-")[0]
+        name, family = agent.__name__, self.family_name
         fits, takes = getattr(agent, "fits", ()), getattr(agent, "actions", Controller.actions)
         arguments = env_arguments(self.env)
         kinds = get_args(arguments["action"].annotation)

@@ -154,7 +154,7 @@ def final_table(config: RunConfig, folder: Path, progress: Progress | None = Non
     own, fitted = load_run(folder, spec)
     base = EnvSpec(spec.env, spec.data, spec.device, spec.backend, {**spec.config, "action": "weights"})
     names = ["uniform", "random"]
-    if spec.id.partition("-")[0] in Single.fits:
+    if spec.family_name in Single.fits:
         names += [f"single:{name}" for name in own.family.labels]
     fixed = [(name, *load_controller(name, base)) for name in names]
     context = spec.config.get("context", "default")

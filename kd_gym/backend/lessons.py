@@ -1,0 +1,89 @@
+"""What students are given: rows, labels and what teachers say of them, as functions of seed, context and update."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_gym.backend.knowledge import TeacherBatch
+from kd_gym.backend.state import Context
+from kd_gym.backend.store import TeacherStore
+from kd_gym.backend.terms import Recipe
+from kd_gym.errors import KDGymError
+from kd_gym.tasks.batches import Buckets, RowStream, flip_labels
+from kd_gym.tasks.tokens import TokenSplit
+
+
+class Lessons:
+    """Who each of N students is, and what follows from it.
+
+    Args:
+        train: the rows they learn from, on their device.
+        teachers: sets of M stored teachers over `train`, by the name that a context gives.
+        classes: of the task.
+        layers: of a student; layer l of it is matched with the teacher's layer at the same relative depth.
+        recipe: how they are trained.
+        students: N.
+        dtype: of what teachers say.
+    """
+
+    def __init__(
+        self,
+        train: TokenSplit,
+        teachers: Mapping[str, Sequence[TeacherStore]],
+        classes: int,
+        layers: int,
+        recipe: Recipe,
+        students: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.train = train
+        self.teachers = teachers
+        self.classes = classes
+        self.dtype = dtype
+        self.first = next(iter(teachers.values()))
+        if any(len(group) != len(self.first) for group in teachers.values()):
+            raise KDGymError("all teacher sets of a process must have the same number of teachers")
+        self.m = len(self.first)
+        self.layer_map = [
+            torch.tensor([(i + 1) * teacher.layers // layers - 1 for i in range(layers)]) for teacher in self.first
+        ]
+        self.buckets = Buckets(train.length, recipe.batch, recipe.data_key)
+        self.seeds = [0] * students
+        self.contexts = [Context()] * students
+        self.streams: list[RowStream] = [None] * students  # type: ignore[list-item]
+        self.labels = train.labels.expand(students, -1).clone()
+
+    def identify(self, slot: int, seed: int, context: Context) -> None:
+        """Set who a student is, and so its rows and its labels."""
+        if context.teachers not in self.teachers:
+            raise KDGymError(f"context {context.name!r} wants teachers {context.teachers!r}, which are not loaded")
+        self.seeds[slot], self.contexts[slot] = seed, context
+        self.streams[slot] = RowStream(self.buckets, seed, context.train_share)
+        self.labels[slot] = flip_labels(self.train.labels, self.classes, context.label_noise, seed)
+
+    def rows(self, slots: Sequence[int], updates: Sequence[int], count: int | None = None) -> tuple[Tensor, list[int]]:
+        """The rows [n, B] that these students train on at these updates, and the width of each one's own.
+
+        With `count`, the pool of so many candidates for them.
+        """
+        drawn = [self.streams[slot].rows(update, count) for slot, update in zip(slots, updates, strict=True)]
+        rows = torch.from_numpy(np.stack([rows for rows, _ in drawn])).to(self.labels.device)
+        return rows, [width for _, width in drawn]
+
+    def labels_of(self, slots: Sequence[int], rows: Tensor) -> Tensor:
+        """The labels [n, B] of these rows as each student sees them."""
+        return self.labels[torch.tensor(slots, device=rows.device).unsqueeze(1), rows]
+
+    def teach(self, slots: Sequence[int], rows: Tensor) -> list[TeacherBatch]:
+        """What each of the M teachers of each student says of its rows [n, B]."""
+        groups: dict[str, list[int]] = {}
+        for place, slot in enumerate(slots):
+            groups.setdefault(self.contexts[slot].teachers, []).append(place)
+        order = torch.tensor([place for places in groups.values() for place in places]).argsort().to(rows.device)
+        said = []
+        for m in range(self.m):
+            parts = [self.teachers[name][m].get(rows[places], self.layer_map[m]) for name, places in groups.items()]
+            said.append(TeacherBatch(*(torch.cat(field)[order].to(self.dtype) for field in zip(*parts, strict=True))))
+        return said
