@@ -5,6 +5,7 @@ they are controllers like others: their memory is the `state` of `predict`.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ class _Bandit(Controller):
 
     actions = ("choice",)
     fits = ("KnowledgeSelect", "TeacherWeight")
+    options: ClassVar = {"reward_every": 1}
 
     @property
     def arms(self) -> int:

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from kd_gym.agents.protocol import Array, Controller
 from kd_gym.errors import KDGymError
@@ -19,6 +20,7 @@ class Greedy(Controller):
     actions = ("weights",)
     fits = ("KnowledgeSelect", "TeacherWeight")
     options: ClassVar = {"granularity": "batch"}
+    reads_reward = True
 
     def __init__(self, env: Any, *, seed: int = 0, config: Any = None, argument: str = "") -> None:
         super().__init__(env, seed=seed, config=config, argument=argument)
@@ -43,7 +45,8 @@ class Greedy(Controller):
         copies.advance(self.family.decide(list(self.candidates), episodes).control, self.family.updates)
         loss = copies.evaluate(episodes.reward_batches).cross_entropy
         self._spent += int(copies.cost.flops.sum() - before)
-        return np.asarray(self.candidates[int(loss.nan_to_num(nan=np.inf).argmin())])
+        loss = torch.where(copies.failed, torch.inf, loss.nan_to_num(nan=np.inf))  # a failed copy stays as it was
+        return np.asarray(self.candidates[int(loss.argmin())])
 
     def cost(self, decisions: int) -> int:
         """What the copies have cost since `begin`."""

@@ -21,6 +21,18 @@ class NoConfig:
     """A controller without settings."""
 
 
+def check_fit(agent: type, family: str, given: Mapping[str, Any]) -> None:
+    """Raise `KDGymError` unless an agent serves envs of this family with these arguments."""
+    name, fits, takes = agent.__name__, getattr(agent, "fits", ()), getattr(agent, "actions", Controller.actions)
+    if fits and family not in fits:
+        raise KDGymError(f"{name} does not serve {family}; it fits {', '.join(f'{f}-*' for f in fits)}")
+    if given["action"] not in takes:
+        raise KDGymError(f"{name} takes no {given['action']!r} actions; it takes {', '.join(takes)}")
+    for key, value in getattr(agent, "options", {}).items():
+        if given.get(key, value) != value:
+            raise KDGymError(f"{name} needs {key}={value!r}, not {given[key]!r}")
+
+
 class Controller:
     """Base of all controllers. To write one, subclass it and give it `predict`; to make it learn, `learn` too.
 
@@ -32,6 +44,7 @@ class Controller:
         defaults: arguments of the env that it prefers, unless others are given.
         learns: whether `learn` does anything.
         fixed: whether its actions do not depend on how the student fares: what adaptive controllers have to beat.
+        reads_reward: whether it reads the labels of `reward` itself: tables show no reward of it then.
 
     Args:
         env: an env of the kind that it will control. It tells spaces and recipe, and is not stepped.
@@ -47,8 +60,11 @@ class Controller:
     defaults: ClassVar[Mapping[str, Any]] = {}
     learns: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
+    reads_reward: ClassVar[bool] = False
 
     def __init__(self, env: gym.Env[Any, Any], *, seed: int = 0, config: Any = None, argument: str = "") -> None:
+        given = env.unwrapped
+        check_fit(type(self), type(given.family).__name__, {**vars(given.episodes.config), **vars(given.family)})  # type: ignore[attr-defined]
         self.observation_space = env.observation_space
         self.action_space = env.action_space
         self.family: Family = env.unwrapped.family  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from kd_gym.agents.protocol import Array, Controller
 from kd_gym.agents.saving import load_tree, save_tree
+from kd_gym.envs.episodes import BATCH_REWARDS
 from kd_gym.envs.faces import TRAIN_SEEDS
 
 
@@ -81,8 +82,8 @@ class RLKD(Controller):
     """Reinforced multi-teacher selection: which teachers each sample learns from.
 
     `reward` chooses among the paper's three: `batch_ce` (1), `batch_ce_kd` (2), `batch_mixed` (3). The baseline is
-    taken of the reward's gain over what the observation says it was before the update: that part does not depend on
-    the action, and is most of the noise.
+    taken of the reward's gain over what its cross-entropy was before the update, as the observation says: that part
+    does not depend on the action, and is most of the noise.
     """
 
     Config = RLKDConfig
@@ -98,6 +99,7 @@ class RLKD(Controller):
         self.gates = Gates(sizes["cls"], len(self.family.labels), sizes["student"], self.config.head)
         self.optimiser = torch.optim.Adam(self.gates.parameters(), self.config.learning_rate)
         self.average: float | None = None
+        self.part = BATCH_REWARDS.get(env.unwrapped.episodes.config.reward, 0.0)  # type: ignore[attr-defined]
         self.decisions = 0
 
     def _logits(self, observation: Array) -> Tensor:
@@ -155,9 +157,9 @@ class RLKD(Controller):
                     writer.add_scalar("rlkd/reward", float(rewards.mean()), self.decisions)
 
     def _before(self, observation: Array) -> Tensor:
-        """Minus the students' cross-entropy on the batch before the update [N]."""
+        """The part of the reward that the students' cross-entropy on the batch made up before the update [N]."""
         squashed = self.see(observation, "student_loss")[..., 0]
-        return -torch.from_numpy(squashed / np.maximum(1 - squashed, 1e-3)).mean(-1)
+        return -self.part * torch.from_numpy(squashed / np.maximum(1 - squashed, 1e-3)).mean(-1)
 
     def _advantage(self, reward: Tensor, before: Tensor, live: Tensor) -> Tensor:
         """What each student's reward says of its own gates [n], for those that learn."""

@@ -4,6 +4,7 @@ An episode is a whole distillation, so samples are dear: rollouts are a few epis
 them. Policies are saved as safetensors and JSON, with their optimisers and, off policy, the replay buffer.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from kd_gym.envs.faces import TRAIN_SEEDS
 from kd_gym.envs.sb3 import SB3VecEnv
 from kd_gym.errors import KDGymError
 
+_BUFFER = 100_000_000  # numbers in the observations of a replay buffer at most: 0.8 GB
 _REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
@@ -68,7 +70,7 @@ class OffPolicyConfig:
     batch: int = 64
     """transitions in a gradient step"""
     buffer: int = 20_000
-    """transitions kept"""
+    """transitions kept, if their observations are no matrices of many numbers"""
     warmup_episodes: int = 4
     """episodes of random actions before learning starts"""
 
@@ -221,7 +223,7 @@ class _OffPolicyAgent(SB3Agent):
         decisions = self.family.decisions
         return {
             "batch_size": self.config.batch,
-            "buffer_size": self.config.buffer,
+            "buffer_size": min(self.config.buffer, _BUFFER // math.prod(self.observation_space.shape or (1,))),
             "learning_starts": decisions * self.config.warmup_episodes,
             "train_freq": (decisions, "step"),
             "gradient_steps": decisions * students,

@@ -12,14 +12,19 @@ import torch
 import torch.nn.functional as F
 
 from kd_gym.agents.protocol import Array, Controller
+from kd_gym.errors import KDGymError
 
 
 class _Ensemble(Controller):
-    """A fixed control over teachers, fitted on what they say of the `reward` split."""
+    """A fixed control over teachers, fitted on what those of the default set say of the `reward` split.
+
+    Where a context puts another teacher in the first one's place, it is believed as much: no controller is told.
+    """
 
     actions = ("weights",)
     fits = ("TeacherWeight",)
     fixed = True
+    reads_reward = True
 
     def __init__(self, env: gym.Env[Any, Any], *, seed: int = 0, config: Any = None, argument: str = "") -> None:
         super().__init__(env, seed=seed, config=config, argument=argument)
@@ -81,8 +86,10 @@ class CAMKD(Controller):
         """Weights [B, M] from the teachers' cross-entropies."""
         squashed = self.see(observation, "teacher_loss").astype(np.float64)
         loss = squashed / np.maximum(1 - squashed, 1e-6)
+        if loss.shape[1] < 2:
+            raise KDGymError("ca-mkd weighs several teachers; this env has one")
         soft = np.exp(loss - loss.max(1, keepdims=True))
-        weights = (1 - soft / soft.sum(1, keepdims=True)) / max(1, loss.shape[1] - 1)
+        weights = (1 - soft / soft.sum(1, keepdims=True)) / (loss.shape[1] - 1)
         return np.asarray(2 * weights / weights.max(1, keepdims=True) - 1, np.float32)
 
 

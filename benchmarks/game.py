@@ -2,9 +2,9 @@
 
     python benchmarks/game.py KnowledgeSelect-SST2 [--data auto] [--seeds 8] [--out benchmarks/results/game]
 
-Every fixed control (the equal mixes of one, two and all knowledge types that contain `hard` or `response`) runs a
-whole episode in every training context, `seeds` students at a time; cross-entropy on `select` is kept. Finished cells
-are not run again.
+Every fixed control (of `KnowledgeSelect` the equal mixes of one, two and all knowledge types that contain `hard` or
+`response`, of `TeacherWeight` those of teachers) runs a whole episode in every training context, `seeds` students at a
+time; cross-entropy on `select` is kept. Finished cells are not run again.
 
 - seed spread: root of the mean, over contexts and controls, of the variance across seeds.
 - spread of a context: (worst - best mean over seeds) / seed spread.
@@ -16,14 +16,17 @@ With `--facts` the numbers are written to where `kd-gym describe` reads them.
 import argparse
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from kd_gym.backend.state import Context
 from kd_gym.backend.terms import Control
 from kd_gym.envs.contexts import TRAIN
+from kd_gym.envs.family import equal_knowledge
 from kd_gym.envs.lab import Lab
 from kd_gym.experiments.facts import PUBLISHED, note
 from kd_gym.experiments.prepare import score_teachers
@@ -33,21 +36,42 @@ from kd_gym.files import write_json
 SEEDS = 3_000_000_000  # apart from those of training, selection and evaluation
 
 
-def controls(knowledge: tuple[str, ...]) -> dict[str, list[float]]:
-    """Equal mixes of one, two and all types that contain `hard` or `response`, by name."""
-    mixes = {}
-    for size in (1, 2, len(knowledge)):
-        for chosen in itertools.combinations(knowledge, size):
-            if {"hard", "response"} & set(chosen):
-                mixes["+".join(chosen)] = [(name in chosen) / size for name in knowledge]
-    return mixes
+def mixes(spec: EnvSpec) -> dict[str, list[float]]:
+    """Equal mixes of one, two and all of a family's weights, by name; of knowledge types those that contain `hard` or
+    `response`.
+    """
+    labels = spec.family.labels
+    found = {}
+    for size in (1, 2, len(labels)):
+        for chosen in itertools.combinations(labels, size):
+            if spec.family_name != "KnowledgeSelect" or {"hard", "response"} & set(chosen):
+                found["+".join(chosen)] = [(name in chosen) / size for name in labels]
+    return found
 
 
-def run_cell(lab: Lab, weights: list[float], context: Any, seeds: int) -> dict[str, list[float]]:
+def control_of(spec: EnvSpec, weights: list[float], students: int) -> Control:
+    """What these weights set, for so many students."""
+    if spec.family_name == "KnowledgeSelect":
+        return Control(torch.tensor([weights] * students))
+    return Control(equal_knowledge(students, spec.family.recipe), torch.tensor([weights] * students))
+
+
+def twin_of(context: Context, cells: dict[str, dict[str, Any]], name: str, control: Control) -> str | None:
+    """A finished context in which this control does the same: who does not read labels does not see their noise."""
+
+    def without_noise(c: Context) -> Context:
+        return replace(c, name="", label_noise=0.0)
+
+    done = (c for c in TRAIN if name in cells.get(c.name, {}) and without_noise(c) == without_noise(context))
+    return None if control.knowledge[0, 0] else next((c.name for c in done), None)  # the first type is `hard`
+
+
+def run_cell(lab: Lab, control: Control, context: Context) -> dict[str, list[float]]:
     """Cross-entropy and accuracy on `select` of whole episodes under one control, one value for each seed."""
+    seeds = len(control.knowledge)
     process = lab.process(seeds, [context.teachers])
     process.reset([SEEDS + i for i in range(seeds)], [context] * seeds)
-    process.advance(Control(torch.tensor([weights] * seeds)), lab.recipe.process.horizon)
+    process.advance(control, lab.recipe.process.horizon)
     evaluation = process.evaluate(lab.data.split("select").to(lab.device).batches())
     return {"cross_entropy": evaluation.cross_entropy.tolist(), "accuracy": evaluation.accuracy.tolist()}
 
@@ -101,17 +125,26 @@ def main() -> None:
     args = parser.parse_args()
 
     spec = EnvSpec(args.env, args.data)
+    if spec.family_name not in ("KnowledgeSelect", "TeacherWeight"):
+        parser.error("fixed controls are defined for KnowledgeSelect and TeacherWeight")
     lab = spec.lab()
     source = lab.data.source.split(":")[0]
     file = args.out / f"{spec.id}-{source}.json"
-    about = {"env": spec.id, "recipe": lab.recipe.hash, "data": lab.data.fingerprint, "source": lab.data.source}
+    about: dict[str, Any] = {
+        "env": spec.id,
+        "recipe": lab.recipe.hash,
+        "data": lab.data.fingerprint,
+        "source": lab.data.source,
+    }
     about |= {"seeds": args.seeds, "teacher": lab.teacher.hash, "threads": torch.get_num_threads()}
     kept = json.loads(file.read_text()) if file.exists() else {}
     cells: dict[str, dict[str, Any]] = kept["cells"] if all(kept.get(k) == v for k, v in about.items()) else {}
     for context in TRAIN:
-        for name, weights in controls(lab.recipe.process.knowledge).items():
+        for name, weights in mixes(spec).items():
             if name not in cells.setdefault(context.name, {}):
-                cells[context.name][name] = run_cell(lab, weights, context, args.seeds)
+                control = control_of(spec, weights, args.seeds)
+                twin = twin_of(context, cells, name, control)
+                cells[context.name][name] = cells[twin][name] if twin else run_cell(lab, control, context)
                 values = cells[context.name][name]["cross_entropy"]
                 print(f"{context.name:16s} {name:36s} {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}", flush=True)
                 write_json(file, {**about, "cells": cells})

@@ -126,7 +126,7 @@ def made(table: Table, dear: bool) -> dict[str, Any]:
         }
         for row in told["rows"]
     ]
-    about = {key: told[key] for key in ("source", "data_fingerprint", "teacher_hash", "metrics")}
+    about = {key: told[key] for key in ("source", "data_fingerprint", "teachers", "metrics")}
     return {**about, "command": shlex.join(command), "rows": rows, "seconds": round(time.perf_counter() - begin)}
 
 
@@ -165,10 +165,8 @@ def lines_of(table: Table, found: dict[str, Any], base: str) -> Iterator[str]:
         episodes = row["episodes"]
         scores = {m: [episode["scores"][m] for episode in episodes] for m in metrics}
         cells = [interval(scores[m]).text() for m in metrics]
-        cells += [
-            interval([e["cross_entropy"] for e in episodes]).text(),
-            interval([e["reward"] for e in episodes]).text(),
-        ]
+        cells.append(interval([e["cross_entropy"] for e in episodes]).text())
+        cells.append("" if row["reads_reward"] else interval([e["reward"] for e in episodes]).text())
         cells.append(f"{np.mean([e['flops'] + e['controller_flops'] for e in episodes]) / 1e9:.0f}")
         cells.append(f"{np.mean([e['seconds'] for e in episodes]):.1f}")
         if best is None or row is best:

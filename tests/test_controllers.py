@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from kd_gym.agents.protocol import make_controller
+from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.store import TeacherStore
 from kd_gym.envs.lab import Lab
+from kd_gym.errors import KDGymError
 
 TEACHERS, SAMPLES, KNOWLEDGE = (f"{name}-SST2-v0" for name in ("TeacherWeight", "SamplePriority", "KnowledgeSelect"))
 INSTANCE = {"granularity": "instance"}
@@ -218,3 +220,53 @@ def test_greedy_takes_the_candidate_that_does_best_and_leaves_the_env_alone(make
     assert greedy.cost(1) == flops > 0
     greedy.begin(env)
     assert greedy.cost(1) == 0
+
+
+def test_greedy_takes_no_candidate_under_which_the_student_fails(make_env, monkeypatch):
+    env = make_env(KNOWLEDGE)
+    env.reset(seed=0)
+    controller = make_controller("greedy", env)
+    controller.begin(env)
+    best = int(np.flatnonzero((controller.candidates == controller.predict(env.episodes.observe()[0])[0]).all(1))[0])
+    advance = DistillationProcess.advance
+
+    def failing(self, control, updates):
+        trace = advance(self, control, updates)
+        self.failed[best] = True
+        return trace
+
+    monkeypatch.setattr(DistillationProcess, "advance", failing)
+    assert not np.array_equal(controller.predict(env.episodes.observe()[0])[0], controller.candidates[best])
+
+
+# ---------------------------------------------------------------------- who serves whom
+
+
+@pytest.mark.parametrize(
+    ("name", "env_id", "options", "said"),
+    [
+        ("aks", KNOWLEDGE, {}, "AKS needs observation='cls', not 'vector'"),
+        ("aks", TEACHERS, {}, "AKS does not serve TeacherWeight; it fits KnowledgeSelect-*"),
+        ("rlkd", TEACHERS, {"action": "multi"}, "RLKD needs granularity='instance', not 'batch'"),
+        ("dqn", KNOWLEDGE, {}, "DQNAgent takes no 'weights' actions; it takes choice"),
+        ("greedy", TEACHERS, INSTANCE, "Greedy needs granularity='batch', not 'instance'"),
+        ("curriculum", KNOWLEDGE, {}, "Curriculum does not serve KnowledgeSelect; it fits SamplePriority-*"),
+        ("best-single", KNOWLEDGE, {}, "BestSingle does not serve KnowledgeSelect; it fits TeacherWeight-*"),
+        ("dynamic-kd", "JointControl-SST2-v0", {}, "DynamicKD does not serve JointControl"),
+        ("exp3", KNOWLEDGE, {"action": "choice", "reward_every": 3}, "Exp3 needs reward_every=1, not 3"),
+    ],
+)
+def test_a_controller_made_for_an_env_that_it_does_not_serve_says_so(make_env, name, env_id, options, said):
+    with pytest.raises(KDGymError) as caught:
+        make_controller(name, make_env(env_id, **options))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ca-mkd", "dynamic-kd"])
+def test_choosing_between_teachers_takes_two(make_env, tmp_path, name):
+    file = tmp_path / "teachers.json"
+    file.write_text('[{"name": "mine"}]')
+    env = make_env(TEACHERS, teachers=str(file), **INSTANCE)
+    seen, _ = env.reset(seed=0)
+    with pytest.raises(KDGymError, match="this env has one"):
+        make_controller(name, env).predict(seen)

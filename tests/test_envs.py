@@ -8,7 +8,6 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 from conftest import variants, words
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
@@ -22,7 +21,7 @@ from kd_gym.envs.episodes import FAILURE_REWARD
 from kd_gym.envs.faces import TRAIN_SEEDS
 from kd_gym.envs.flat import FlatEnv
 from kd_gym.envs.registration import FAMILIES
-from kd_gym.experiments.setup import env_arguments
+from kd_gym.experiments.setup import EnvSpec, env_arguments
 from kd_gym.tasks.data import TaskData
 
 ONE = "KnowledgeSelect-SST2-v0"
@@ -79,11 +78,16 @@ def test_gymnasiums_checker_passes_with_warnings_as_errors(env_id, options):
         check_env(env)
 
 
+def has_cls(env_id, options):
+    """Whether the mean states of the coming batch can be shown: rows are not shown one by one, and not selected."""
+    return options.get("granularity") != "instance" and not EnvSpec(env_id).family.selects
+
+
 @pytest.mark.parametrize("observation_kind", ["vector", "cls"])
 @pytest.mark.parametrize(("env_id", "options"), VARIANTS)
 def test_stable_baselines_checker_passes(make_env, env_id, options, observation_kind):
-    if options.get("granularity") == "instance" and observation_kind == "cls":
-        with pytest.raises(KDGymError, match="always that of the"):
+    if observation_kind == "cls" and not has_cls(env_id, options):
+        with pytest.raises(KDGymError, match=r"always that of the|not yet selected"):
             make_env(env_id, observation="cls", **options)
         return
     env = make_env(env_id, observation=observation_kind, **options)
@@ -169,6 +173,16 @@ def test_relative_reward_of_the_uniform_control_is_zero(make_env):
     assert any(abs(r) > 1e-4 for _, r, _ in rollout(make_env(reward="relative"), 3, other)[1:])
 
 
+@pytest.mark.parametrize("env_id", [f"{family}-SST2-v0" for family in FAMILIES])
+def test_relative_reward_of_the_uniform_control_is_zero_in_every_family(make_env, env_id):
+    for options in variants(env_id):
+        if options["action"] == "weights":
+            env = make_env(env_id, reward="relative", **options)
+            uniform = [np.zeros(env.action_space.shape, np.float32)] * env.family.decisions
+            rewards = [r for _, r, _ in rollout(env, 3, uniform)[1:]]
+            assert rewards == pytest.approx([0] * len(rewards), abs=1e-6)
+
+
 @pytest.mark.parametrize("every", [1, 3, None])
 @pytest.mark.parametrize("options", [{}, {"granularity": "instance"}])
 def test_relative_reward_is_zero_at_any_rhythm_of_decisions_and_evaluations(make_env, options, every):
@@ -227,8 +241,9 @@ def test_illegal_actions_are_a_clear_error_and_change_nothing(make_env, env_id, 
 def test_a_diverged_student_terminates_with_a_bounded_penalty(make_env, env_id, options):
     env = make_env(env_id, **options)
     env.reset(seed=0)
-    with torch.no_grad():
-        env.episodes.process.params["classifier.weight"][0] = np.inf
+    state = env.episodes.process.snapshot()
+    state.tensors["param.classifier.weight"][0] = np.inf
+    env.episodes.process.restore(state)
     seen, reward, terminated, truncated, info = env.step(env.action_space.sample())
     assert (reward, terminated, truncated) == (FAILURE_REWARD, True, False)
     assert info["failure"]
@@ -318,7 +333,7 @@ def test_no_env_opens_report_or_select(make_env, monkeypatch, env_id, options):
     opened = []
     real = TaskData.split
     monkeypatch.setattr(TaskData, "split", lambda self, name: (opened.append(name), real(self, name))[1])
-    kind = "vector" if options.get("granularity") == "instance" else "cls"
+    kind = "cls" if has_cls(env_id, options) else "vector"
     rollout(make_env(env_id, reward="relative", context="held-out", observation=kind, **options), 0)
     vector = gym.make_vec(env_id, num_envs=2, backend="tiny", **options)
     vector.reset(seed=0)
@@ -329,7 +344,7 @@ def test_no_env_opens_report_or_select(make_env, monkeypatch, env_id, options):
 
 @pytest.mark.parametrize(("env_id", "options"), VARIANTS)
 def test_observation_table_is_that_of_the_vector(make_env, env_id, options):
-    kind = "vector" if options.get("granularity") == "instance" else "cls"
+    kind = "cls" if has_cls(env_id, options) else "vector"
     env = make_env(env_id, observation=kind, **options)
     table = observation.table_text(env.episodes.features)
     assert env.observation_space.shape[-1] == sum(f.size for f in env.episodes.features)

@@ -398,6 +398,38 @@ def test_a_quantile_that_alone_has_weight_is_the_batch(make_env, trained_on, qua
     assert set(pool[quarter].tolist()) == set(trained_on[0][0][0].tolist())
 
 
+def test_rows_that_only_fill_a_corrected_batch_weigh_nothing():
+    scores = torch.tensor([[0.0, 1.0, 0.0, 0.5, 0.0, 0.0]])
+    places, weights = choose(Selection(scores, 6, correct=True), scores, 4, [(0, 0)])
+    expected = {1: 4 / 3, 3: 8 / 3}
+    for place, weight in zip(places[0].tolist(), weights[0].tolist(), strict=True):
+        assert weight == pytest.approx(expected.get(place, 0.0))
+
+
+def test_a_measure_without_weights_leaves_the_choice_to_the_others(make_env):
+    env = make_env(SAMPLES)
+    weights = np.full((3, 4), -1, np.float32)
+    weights[1] = [-1, -1, -1, 1]
+    scores = env.family.decide([weights.ravel()], env.episodes).control.selection.scores[0]
+    assert scores.tolist() == [[1] * 4, [0, 0, 0, 1], [1] * 4]
+
+
+def test_a_neighbour_that_fails_or_starts_anew_costs_the_others_nothing():
+    def play(broken):
+        env = gym.make_vec(SAMPLES, num_envs=2, backend="tiny", granularity="instance", reward_every=2)
+        env.reset(seed=[1, 2])
+        seen = []
+        for step in range(4):
+            if broken and step == 1:
+                with torch.no_grad():
+                    env.episodes.process.params["classifier.weight"][1] = torch.nan
+            info = env.step(np.zeros(env.action_space.shape, np.float32))[-1]
+            seen.append((int(info["flops"][0]), float(info["reward_terms"]["accuracy_gain"][0])))
+        return seen
+
+    assert play(False) == play(True)
+
+
 # ---------------------------------------------------------------------- JointControl
 
 
@@ -430,7 +462,7 @@ def test_a_joint_action_is_the_designs_formula_also_with_two_parts_uniform(make_
         t = torch.from_numpy(raw / raw.sum())
     assert control.selection.scores.shape == (1, 3, 4)
     if part != "samples":
-        assert (control.selection.scores == 0).all()  # all rows alike
+        assert (control.selection.scores == 1).all()  # all rows alike
     fresh = make_env(JOINT, action="dict")
     fresh.reset(seed=1)  # the student of before the update
     again = fresh.episodes.process

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AlbertConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
     PreTrainedTokenizerFast,
@@ -288,6 +289,10 @@ BAD = {
     "a truth for a number": ('[{"name": "a", "updates": true}]', "updates cannot be True"),
     "share of nothing": ('[{"name": "a", "share": 0}]', "share cannot be 0"),
     "all wrong": ('[{"name": "a", "label_noise": 1.0}]', "label_noise cannot be 1.0"),
+    "a name of a knowledge type": ('[{"name": "hard"}]', "the name 'hard' is taken"),
+    "a name of a quantile": ('[{"name": "student_loss_1"}]', "the name 'student_loss_1' is taken"),
+    "seed below 0": ('[{"name": "a", "seed": -1}]', "seed cannot be -1"),
+    "no end": ('[{"name": "a", "epochs": Infinity}]', "epochs cannot be inf"),
     "unknown domain": ('[{"name": "a", "domain": "imbd"}]', "did you mean 'imdb'?"),
     "unknown stage": ('[{"name": "a", "stage": "last"}]', "unknown stage 'last'"),
     "tuned and cut": ('[{"name": "a", "epochs": 0.0, "layers": 2}]', "keeps all of its layers"),
@@ -318,3 +323,12 @@ def test_a_first_teacher_that_came_tuned_has_no_early_form(tmp_path):
     assert (wrong.checkpoint, wrong.label_noise > 0.5, wrong.epochs > 0) == ("somewhere", True, True)
     with pytest.raises(KDGymError, match="'mine' came tuned: it has no 'early' form"):
         recipe.teacher_set("early")
+
+
+def test_a_checkpoint_that_was_not_tuned_is_not_taken_as_it_is(checkpoint, tmp_path):
+    with pytest.raises(KDGymError, match="has fewer layers than that"):
+        load_teacher(checkpoint, CPU, 2, layers=9)
+    AutoModel.from_pretrained(checkpoint).save_pretrained(tmp_path / "raw")
+    with pytest.raises(KDGymError, match="is not tuned for classification"):
+        load_teacher(tmp_path / "raw", CPU)
+    assert load_teacher(tmp_path / "raw", CPU, 2).config.num_labels == 2

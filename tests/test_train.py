@@ -440,7 +440,7 @@ def test_evaluate_gives_runs_and_heuristics_in_one_paired_table(tmp_path, monkey
         values = [e["scores"]["accuracy"] for e in row["episodes"]]
         assert row["scores"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
     assert loaded["data_fingerprint"] == TINY.lab().data.fingerprint
-    assert {"env", "context", "source", "teacher_hash", "metrics", "seeds"} <= set(loaded)
+    assert {"env", "context", "source", "teachers", "metrics", "seeds"} <= set(loaded)
     assert "".join(loaded["rows"][0]["verdict"].split()) in "".join(printed.split())  # lines may be broken anywhere
     assert not any(row["verdict"] for row in loaded["rows"][1:])
     with pytest.raises(KDGymError, match="ppo has to learn first"):
@@ -457,7 +457,7 @@ def comparison_of(**scores):
         Row(name, [episode(seed, value) for seed, value in enumerate(values)], name != "agent")
         for name, values in scores.items()
     ]
-    return Comparison("E-v0", "default", "here", "", "d", "t", {"accuracy": 0.9}, 60.0, ("accuracy",), rows)
+    return Comparison("E-v0", "default", "here", "", "d", {"full": "t"}, {"accuracy": 0.9}, 60.0, ("accuracy",), rows)
 
 
 @pytest.mark.parametrize(

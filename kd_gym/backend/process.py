@@ -82,6 +82,7 @@ class DistillationProcess:
         self.scale = torch.ones(students, len(self.knowledge), self.lessons.m, dtype=dtype, device=self.device)
         self.cost = Cost(np.zeros(students, np.int64), np.zeros(students, np.int64))
         self._ahead: Forward | None = None  # of the coming batch, where it was looked at
+        self._looked = torch.full((students,), -1)  # the update whose pool each student has paid for
 
     def _head_shapes(self) -> dict[str, tuple[int, ...]]:
         return {
@@ -114,6 +115,7 @@ class DistillationProcess:
                 self.adam.square[name][slot] = 0
             self.adam.step[slot] = 0
             self.update[slot] = 0
+            self._looked[slot] = -1
             self.failed[slot] = False
             self.cost.student[slot] = self.cost.evaluation[slot] = 0
         at = torch.tensor(chosen)
@@ -242,7 +244,8 @@ class DistillationProcess:
         else:
             with torch.no_grad():
                 batch = self._forward(self.params, slots, drawn=self._rows(slots, count=pool))
-            self.cost.student += batch.flops
+            self.cost.student += batch.flops * (self._looked != self.update).numpy()
+            self._looked = self.update.clone()
         self.cost.seconds["student"] += time.perf_counter() - begin
         encoded = Encoded(*(part.detach() for part in batch.encoded))
         return batch._replace(losses=batch.losses.detach(), encoded=encoded)
@@ -316,6 +319,7 @@ class DistillationProcess:
                 value[at.to(self.device)] = state.tensors[f"{kind}.{name}"].to(value)
         self.adam.step[at.to(self.device)] = state.tensors["step"].to(self.device)
         self.update[at] = state.tensors["update"]
+        self._looked[at] = -1
         self.failed[at] = state.tensors["failed"]
         self.scale[at.to(self.device)] = state.tensors["scale"].to(self.scale)
         self.cost.student[chosen], self.cost.evaluation[chosen] = state.tensors["flops"].numpy().T

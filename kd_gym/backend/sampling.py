@@ -26,7 +26,8 @@ class Selection(NamedTuple):
     B of the pool, weighted in proportion. Where all scores are 0, they count as equal.
 
     With `correct`, rows that were drawn weigh 1 / (P p), normalised to mean 1: the importance weights of prioritised
-    replay (Schaul et al., 2016, with beta = 1), which undo the bias of the draw up to its lack of replacement.
+    replay (Schaul et al., 2016, with beta = 1), which undo the bias of the draw up to its lack of replacement. Rows of
+    score 0 that only fill the batch weigh nothing.
     """
 
     scores: Tensor
@@ -77,6 +78,8 @@ def choose(selection: Selection, scores: Tensor, batch: int, keys: Sequence[Sequ
     else:  # Gumbel top-k (Kool et al., 2019); candidates of score 0 come last
         places = (scores.clamp_min(_LEAST).log() + noise).topk(batch).indices
     if selection.correct and selection.how == "sample":
-        weights = 1 / scores.gather(-1, places).clamp_min(_LEAST)
+        drawn_scores = scores.gather(-1, places)
+        weights = torch.where(drawn_scores > 0, 1 / drawn_scores.clamp_min(_LEAST), 0.0)
+        weights = torch.where(weights.sum(-1, keepdim=True) > 0, weights, 1.0)
         return places, weights / weights.mean(-1, keepdim=True)
     return places, torch.ones_like(scores[:, :batch])

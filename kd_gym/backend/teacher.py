@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -73,8 +74,9 @@ class TeacherSpec:
         bounds = {
             "share": 0 < self.share <= 1,
             "label_noise": 0 <= self.label_noise < 1,
-            "epochs": self.epochs >= 0,
-            "learning_rate": self.learning_rate > 0,
+            "epochs": 0 <= self.epochs < math.inf,
+            "learning_rate": 0 < self.learning_rate < math.inf,
+            "seed": self.seed >= 0,
             "updates": self.updates >= 1,
             "batch": self.batch >= 1,
             "layers": self.layers is None or self.layers >= 1,
@@ -89,16 +91,27 @@ class TeacherSpec:
 def load_teacher(
     folder: Path, device: torch.device, classes: int | None = None, layers: int | None = None
 ) -> PreTrainedModel:
-    """A teacher from its folder; with `classes`, a fresh head of so many (its weights from torch's global seed)."""
+    """A teacher from its folder; with `classes`, a fresh head of so many (its weights from torch's global seed).
+
+    Raises:
+        KDGymError: the checkpoint lacks weights, other than those of a fresh head.
+    """
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # a fresh head is meant, not a mishap
     hub_logging.disable_progress_bar()
     extra: dict[str, Any] = {"num_labels": classes, "num_hidden_layers": layers}
     extra = {name: value for name, value in extra.items() if value is not None}
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **extra)
+        model, about = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **extra
+        )
     finally:
         hub_logging.set_verbosity(level)
+    body = [name for name in about["missing_keys"] if name.startswith(f"{model.base_model_prefix}.encoder.")]
+    if classes is None and about["missing_keys"]:
+        raise KDGymError(f"{folder} is not tuned for classification: it has no {sorted(about['missing_keys'])[0]}")
+    if body:
+        raise KDGymError(f"{folder} has fewer layers than that: it has no {sorted(body)[0]}")
     return model.to(device)
 
 

@@ -25,8 +25,7 @@ from kd_gym.errors import KDGymError
 RewardKind = Literal["cross_entropy", "accuracy", "relative", "batch_ce", "batch_ce_kd", "batch_mixed"]
 ObservationKind = Literal["vector", "cls"]
 FAILURE_REWARD = -1.0
-BATCH_REWARDS = ("batch_ce", "batch_ce_kd", "batch_mixed")
-_MIXED = 0.5  # the weight of the batch's losses beside the accuracy in `batch_mixed`
+BATCH_REWARDS = {"batch_ce": 1.0, "batch_ce_kd": 1.0, "batch_mixed": 0.5}  # how much batch losses weigh
 _SMOOTH = 0.7  # weight of the past in the smoothed losses
 _ZEROED = ("decisions", "empty", "agreement", "teacher_accuracy", "trace", "slope", "gain", "terms")
 _FIELDS = (*_ZEROED, "control", "loss", "cross_entropy", "accuracy", "seed")
@@ -56,8 +55,10 @@ class EpisodeConfig:
         for value, valid in ((self.observation, ObservationKind), (self.reward, RewardKind)):
             if value not in valid.__args__:  # type: ignore[attr-defined]
                 raise KDGymError(f"{value!r} is none of {', '.join(valid.__args__)}")  # type: ignore[attr-defined]
-        if self.reward in BATCH_REWARDS and not family.reviews:
+        if family.selects and self.reward in BATCH_REWARDS:
             raise KDGymError(f"reward {self.reward!r} has no meaning where rows are selected; take cross_entropy")
+        if family.selects and self.observation == "cls":
+            raise KDGymError("observation 'cls' shows the coming batch, which is not yet selected here; take vector")
         if self.reward_every < 1:
             raise KDGymError(f"reward_every must be at least 1, not {self.reward_every}")
 
@@ -117,6 +118,7 @@ class Episodes:
         due = (self.decisions % self.config.reward_every == 0) | self.terminated
         rewards = np.zeros(len(due))
         self.terms[:] = 0
+        self.gain[:] = 0
         if due.any():
             self._measure(self.process.evaluate(self.reward_batches, due), due & ~failed)
             rewards = self._reward(due & ~failed)
@@ -147,7 +149,7 @@ class Episodes:
             every = self.config.reward_every
             for slot in np.flatnonzero(due):
                 seed, updates = int(self.seed[slot]), every * self.family.updates
-                path = uniform_metrics(self.lab, self.process.lessons.contexts[slot], seed, updates)
+                path = uniform_metrics(self.lab, self.family, self.process.lessons.contexts[slot], seed, updates)
                 now = -(-int(self.decisions[slot]) // every)  # the last evaluation may come early
                 self.terms[slot, 1] = path[now - 1] - path[now]
         return self.terms[:, 0] - self.terms[:, 1]
@@ -163,7 +165,8 @@ class Episodes:
             return -hard
         if self.config.reward == "batch_ce_kd":
             return -hard - soft
-        return _MIXED * (-hard - soft) + (1 - _MIXED) * self.accuracy
+        part = BATCH_REWARDS["batch_mixed"]
+        return part * (-hard - soft) + (1 - part) * self.accuracy
 
     @property
     def terminated(self) -> NDArray[np.bool_]:

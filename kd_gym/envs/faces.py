@@ -1,5 +1,6 @@
 """Gymnasium's two faces of the same episodes: one env, and many students on one device."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -30,16 +31,20 @@ def checked(space: spaces.Space[Any], action: Any) -> Any:
         if not isinstance(action, dict) or set(action) != set(space):
             raise KDGymError(f"the action has to be a dict with just {', '.join(space)}")
         return {name: checked(part, action[name]) for name, part in space.items()}
-    if isinstance(space, spaces.Box):
-        action = np.asarray(action, space.dtype)
-    elif isinstance(space, spaces.Discrete):
-        number = np.ndim(action) == 0 and np.asarray(action).dtype.kind in "biuf"
-        whole = number and np.isfinite(action) and action == np.floor(action)
-        action = np.int64(action) if whole else action
-    else:
-        action = np.asarray(action)
+    try:
+        if isinstance(space, spaces.Box):
+            action = np.asarray(action, space.dtype)
+        elif isinstance(space, spaces.Discrete):
+            number = np.ndim(action) == 0 and np.asarray(action).dtype.kind in "biuf"
+            whole = number and np.isfinite(action) and action == np.floor(action)
+            action = np.int64(action) if whole else action
+        else:
+            action = np.asarray(action)
+    except (TypeError, ValueError):  # words, or rows of unequal length
+        raise KDGymError(f"action {str(action)[:60]!r} is not an element of {space}") from None
     if not space.contains(action):
-        raise KDGymError(f"action {np.array2string(np.asarray(action), threshold=12)} is not an element of {space}")
+        shown = " ".join(np.array2string(np.asarray(action), threshold=12).split())
+        raise KDGymError(f"action {shown} is not an element of {space}")
     return action
 
 
@@ -152,6 +157,7 @@ class DistillationEnv(gym.Env[Array, Any]):
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.episodes = Episodes(self.family, self.lab, 1, self.episodes.config)
+        other.action_space = copy.deepcopy(self.action_space)  # it holds a generator
         other.restore(self.snapshot())
         other._np_random = np.random.default_rng()
         other._np_random.bit_generator.state = self.np_random.bit_generator.state
@@ -261,10 +267,13 @@ class DistillationVectorEnv(gym.vector.VectorEnv[Array, Any, NDArray[Any]]):
     @staticmethod
     def _split(actions: Any) -> list[Any]:
         """One action for each student out of a batch, as Gymnasium's batched spaces have it."""
-        if isinstance(actions, dict):
-            rows = zip(*actions.values(), strict=True)
-            return [dict(zip(actions, row, strict=True)) for row in rows]
-        return list(np.asarray(actions))
+        try:
+            if isinstance(actions, dict):
+                rows = zip(*actions.values(), strict=True)
+                return [dict(zip(actions, row, strict=True)) for row in rows]
+            return list(np.asarray(actions))
+        except (TypeError, ValueError):  # no batch, or one of unequal parts
+            raise KDGymError(f"{str(actions)[:60]!r} is no batch with one action for each student") from None
 
     def _infos(self, slots: Sequence[int]) -> Info:
         infos: Info = {}

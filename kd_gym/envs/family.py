@@ -37,13 +37,14 @@ class Family:
         recipe: what the id means.
         updates: updates of one decision.
         reward_every: decisions between two evaluations, unless the env is told otherwise.
-        reviews: whether rewards can be measured on the batch just trained on (`batch_ce` and its kin).
+        selects: whether actions choose the rows of a batch: then nothing can be said of the coming batch, or measured
+            on the batch just trained on.
 
     Subclasses take an `Origin` and options of their own.
     """
 
     reward_every = 1
-    reviews = True
+    selects = False
 
     def __init__(self, recipe: EnvRecipe) -> None:
         self.recipe = recipe
@@ -67,6 +68,10 @@ class Family:
     def decide(self, actions: Sequence[Any], episodes: "Episodes") -> Decision:
         """What the actions of N students set. Every element of the space is legal."""
         raise NotImplementedError
+
+    def uniform(self, count: int) -> Control:
+        """The uniform control of so many students: what rewards and scores are held against."""
+        return Control(equal_knowledge(count, self.recipe))
 
     def initial(self) -> Weights:
         """The weights [D] before the first decision: those of the uniform control."""

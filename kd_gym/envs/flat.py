@@ -19,7 +19,9 @@ def unflatten(space: spaces.Space[Any], value: Any) -> Any:
     """An element of `space` out of its flat form."""
     if isinstance(space, spaces.Dict):
         return spaces.unflatten(space, np.asarray(value))
-    return value if isinstance(space, spaces.Discrete) else np.asarray(value).reshape(space.shape or ())
+    flat = np.asarray(value)
+    fits = isinstance(space, spaces.Discrete) or flat.size != prod(space.shape or ())
+    return value if fits else flat.reshape(space.shape or ())  # of another size: the env below says so
 
 
 class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):

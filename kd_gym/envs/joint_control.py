@@ -11,7 +11,7 @@ from kd_gym.backend.sampling import Selection
 from kd_gym.backend.terms import Control
 from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
-from kd_gym.envs.family import Decision, Family, Weights, simplex
+from kd_gym.envs.family import Decision, Family, Weights, equal_knowledge, simplex
 from kd_gym.envs.recipes import Origin, recipe_of
 from kd_gym.envs.sample_priority import POOL, quantile_labels, quantile_weights
 from kd_gym.plugins import check_choice
@@ -22,7 +22,7 @@ ActionKind = Literal["weights", "dict"]
 class JointControl(Family):
     """Weights over K knowledge types, M teachers and the quantiles of three measures of difficulty."""
 
-    reviews = False
+    selects = True
 
     def __init__(
         self,
@@ -63,6 +63,11 @@ class JointControl(Family):
         shown = np.concatenate([what, whom, which.flatten(1).numpy()], axis=1)
         return Decision(control, shown, np.zeros(len(shown), np.int64))
 
+    def uniform(self, count: int) -> Control:
+        """All knowledge types and teachers alike, and a plain draw out of the same pools."""
+        pool = POOL * self.recipe.process.batch
+        return Control(equal_knowledge(count, self.recipe), selection=Selection(torch.ones(count, pool), pool))
+
     def initial(self) -> Weights:
         """Each part uniform."""
         knowledge, teachers, samples = (len(part) for part in self.parts.values())
@@ -88,7 +93,7 @@ class JointControlEnv(DistillationEnv):
     `SamplePriority`.
 
     ## Observation space
-    A bounded float32 vector. `observation="cls"` adds the mean student and teacher [CLS] states of the coming batch.
+    A bounded float32 vector.
 
     {observations}
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from kd_gym.backend.process import PROCESS_VERSION, DistillationProcess
 from kd_gym.backend.store import TeacherStore, teacher_store
 from kd_gym.backend.teacher import MINILM, Progress, TeacherSpec, fine_tuned, training_seconds, word_states
 from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store
-from kd_gym.envs.contexts import teacher_sets
+from kd_gym.envs.contexts import context_set, teacher_sets
 from kd_gym.envs.recipes import Backend, EnvRecipe
 from kd_gym.errors import KDGymError
 from kd_gym.files import digest
@@ -134,7 +134,8 @@ class Lab:
     def fingerprint(self, context: str = "default") -> str:
         """A hash over all that fixes an episode's numbers, given its kwargs, seed and actions."""
         hashes = [[t.hash for t in self.teachers(name)] for name in teacher_sets(context)]
-        return digest(PROCESS_VERSION, self.recipe.hash, self.data.fingerprint, self.teacher.hash, hashes)
+        drawn = [asdict(c) for c in context_set(context)]
+        return digest(PROCESS_VERSION, self.recipe.hash, self.data.fingerprint, self.teacher.hash, hashes, drawn)
 
     def process(self, students: int, sets: Iterable[str]) -> DistillationProcess:
         """A process over the train split with these teacher sets loaded. It never sees `select` and `report`."""

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kd_gym.backend.encoder import Architecture
+from kd_gym.backend.knowledge import KNOWLEDGE
+from kd_gym.backend.sampling import MEASURES
 from kd_gym.backend.teacher import MINILM, TeacherSpec
 from kd_gym.backend.terms import Recipe
 from kd_gym.errors import KDGymError
@@ -147,9 +149,9 @@ def read_teachers(file: str, checkpoint: str) -> tuple[TeacherSpec, ...]:
             found.append(_teacher({"checkpoint": checkpoint, **entry}))
         except KDGymError as error:
             raise KDGymError(f"{file}, teacher {i + 1}: {error}") from None
-    names = [spec.name for spec in found]
+    names, taken = [spec.name for spec in found], ("early", "flipped", *KNOWLEDGE.names())
     for name in names:
-        if names.count(name) > 1 or name in ("early", "flipped"):
+        if names.count(name) > 1 or name in taken or name.startswith(MEASURES):
             raise KDGymError(f"{file}: the name {name!r} is taken; every teacher needs one of its own")
     return tuple(found)
 

@@ -31,15 +31,15 @@ def quantile_labels() -> tuple[str, ...]:
 
 
 def quantile_weights(actions: Any) -> torch.Tensor:
-    """Weights [N, D, Q] in [0, 1] out of boxes [-1, 1]^(D Q)."""
-    weights = unit(np.stack(actions))
-    return torch.from_numpy(weights.reshape(len(weights), len(MEASURES), QUANTILES))
+    """Weights [N, D, Q] in [0, 1] out of boxes [-1, 1]^(D Q); where all of a measure are 0, it counts as uniform."""
+    weights = unit(np.stack(actions)).reshape(len(actions), len(MEASURES), QUANTILES)
+    return torch.from_numpy(np.where(weights.any(-1, keepdims=True), weights, 1.0))
 
 
 class SamplePriority(Family):
     """Sampling weights of difficulty quantiles, or a score for each candidate of a pool."""
 
-    reviews = False
+    selects = True
 
     def __init__(
         self,
@@ -55,10 +55,12 @@ class SamplePriority(Family):
         check_choice("granularity", granularity, Granularity)
         check_choice("way to select", select, Select)
         batch = self.recipe.process.batch
-        if pool is not None and pool < batch:
+        if pool is not None and (not isinstance(pool, int) or pool < batch):
             raise KDGymError(f"a pool of {pool} candidates is smaller than the batch of {batch}; take at least {batch}")
         if granularity == "batch" and select != "sample":
             raise KDGymError(f"select={select!r} scores single candidates; it needs granularity='instance'")
+        if correct and select != "sample":
+            raise KDGymError(f"correct=True weighs rows by how likely they were drawn; select={select!r} draws none")
         if select == "weight" and pool not in (None, batch):
             raise KDGymError(f"select='weight' trains on every candidate: its pool is the batch of {batch}")
         self.action = action
@@ -87,9 +89,15 @@ class SamplePriority(Family):
         else:
             scores = torch.from_numpy(unit(np.stack(actions)))
             shown = torch.stack([scores.mean(1), scores.std(1)], 1).numpy()
+        return Decision(self._control(scores), shown, np.zeros(len(scores), np.int64))
+
+    def uniform(self, count: int) -> Control:
+        """A plain draw out of the same pools."""
+        return self._control(torch.ones(count, self.pool))
+
+    def _control(self, scores: torch.Tensor) -> Control:
         selection = Selection(scores, self.pool, self.select, self.correct)
-        control = Control(equal_knowledge(len(scores), self.recipe), selection=selection)
-        return Decision(control, shown, np.zeros(len(scores), np.int64))
+        return Control(equal_knowledge(len(scores), self.recipe), selection=selection)
 
     def initial(self) -> Weights:
         """Equal weights; equal scores have no spread."""
@@ -161,10 +169,11 @@ class SamplePriorityEnv(DistillationEnv):
     With `granularity="batch"`, every update draws a pool of P candidates, ranks it by the entropy of the teacher, the
     student's loss with the label, and the disagreement of both, as the student is at that update, and draws the batch
     without replacement in proportion to the product of the three weights. That is one more forward pass over the pool,
-    and counted. All at -1 is uniform.
+    and counted. A measure whose weights are all at -1 counts as uniform.
 
     With `granularity="instance"` a decision is one update. `select="sample"` (default) draws B of the P candidates in
     proportion to their scores, `"top"` takes the B highest, `"weight"` trains on all (P = B), weighted in proportion.
+    Where a context leaves less data than a pool takes, the pool holds rows twice.
 
     Choosing samples changes what the loss is an estimate of. `correct=True` weighs each drawn sample by 1 / (P p), the
     importance weights of prioritised replay (Schaul et al., 2016, beta = 1): the choice then changes the variance of

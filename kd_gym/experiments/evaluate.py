@@ -26,6 +26,7 @@ class Row:
     name: str
     episodes: list[Episode]
     fixed: bool
+    reads_reward: bool = False
 
     def scores(self, metric: str) -> list[float]:
         """One score for each seed."""
@@ -41,7 +42,7 @@ class Comparison:
     source: str
     notice: str
     data_fingerprint: str
-    teacher_hash: str
+    teachers: dict[str, str]
     teacher: dict[str, float]
     teacher_seconds: float
     metrics: tuple[str, ...]
@@ -73,6 +74,7 @@ class Comparison:
             {
                 "name": row.name,
                 "fixed": row.fixed,
+                "reads_reward": row.reads_reward,
                 "scores": {m: asdict(interval(row.scores(m))) for m in self.metrics},
                 "verdict": self.verdict(row.name),
                 "episodes": [asdict(e) for e in row.episodes],
@@ -142,7 +144,7 @@ def compare(
                 episodes.append(play(env, controller, seed))
             if progress and bar is not None:
                 progress.update(bar, advance=1, description=f"scoring {Path(name).name} on report")
-        rows.append(Row(name, episodes, getattr(controller, "fixed", False)))
+        rows.append(Row(name, episodes, *(getattr(controller, flag, False) for flag in ("fixed", "reads_reward"))))
     lab: Lab = loaded[0][2].lab()
     return Comparison(
         env=loaded[0][2].id,
@@ -150,7 +152,7 @@ def compare(
         source=lab.data.source,
         notice=lab.data.notice,
         data_fingerprint=lab.data.fingerprint,
-        teacher_hash=lab.teacher.hash,
+        teachers={teacher.spec.name: teacher.hash for teacher in lab.made},
         teacher=teacher_scores(lab.teacher, "report", lab.device),
         teacher_seconds=sum(teacher.seconds for teacher in lab.made),
         metrics=lab.data.task.metrics,

@@ -1,9 +1,11 @@
 """The scorer: the one place that opens `report` (and, for choices, `select`)."""
 
 import functools
+import inspect
 import json
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +19,7 @@ from kd_gym.backend.teacher import load_teacher, teacher_inputs
 from kd_gym.backend.terms import Evaluation
 from kd_gym.envs.faces import DistillationEnv
 from kd_gym.envs.lab import Lab, Teacher
-from kd_gym.files import cache_dir, digest, write_json
+from kd_gym.files import cache_dir, digest, file_digest, write_json
 
 Split = Literal["select", "report"]
 _VERSIONS = (kd_gym.__version__, torch.__version__)
@@ -93,10 +95,12 @@ def play(env: DistillationEnv, controller: Controller, seed: int, split: Split =
 
 
 def play_fixed(env: DistillationEnv, controller: Controller, name: str, kwargs: dict[str, Any], seed: int) -> Episode:
-    """`play` for a control that does not learn, scored once for each (id, data, teacher, seed) and kept."""
+    """`play` for a control that does not learn, scored once for each (id, data, teacher, seed, code) and kept."""
     lab = env.lab
     config = {k: v for k, v in kwargs.items() if k not in ("data", "device")}
-    key = digest(lab.fingerprint(config.get("context", "default")), name, config, seed, *_VERSIONS, str(lab.device))
+    code = [file_digest(Path(inspect.getfile(type(thing)))) for thing in (controller, env.family, env.episodes)]
+    fixed = lab.fingerprint(config.get("context", "default"))
+    key = digest(fixed, name, config, seed, code, *_VERSIONS, str(lab.device))
     file = cache_dir() / "scores" / f"{key}.json"
     if file.exists():
         return Episode(**json.loads(file.read_text()))

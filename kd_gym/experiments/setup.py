@@ -7,7 +7,7 @@ from typing import Any, get_args
 import gymnasium as gym
 
 from kd_gym import ENV_IDS
-from kd_gym.agents.protocol import Controller, agent_class
+from kd_gym.agents.protocol import Controller, agent_class, check_fit
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
 from kd_gym.envs.family import Family
 from kd_gym.envs.lab import Lab, open_lab
@@ -81,9 +81,7 @@ class EnvSpec:
         needed = {"action": self.config.get("action") or valid[0], **needed}
         if needed["action"] not in valid:
             raise KDGymError(f"{name} takes no {needed['action']!r} actions; it takes {', '.join(valid)}")
-        for key, value in needed.items():
-            if self.config.get(key, value) != value:
-                raise KDGymError(f"{name} needs {key}={value!r}, not {self.config[key]!r}")
+        check_fit(agent, family, {**needed, **self.config})
         preferred = getattr(agent, "defaults", {})
         return self.with_config(**{**preferred, **self.config, **needed})
 

@@ -29,16 +29,17 @@ def comparison_table(comparison: Comparison) -> Table:
             row.name,
             *(interval(row.scores(metric)).text() for metric in comparison.metrics),
             f"{_mean(row, 'cross_entropy'):.3f}",
-            interval([episode.reward for episode in row.episodes]).text(),
+            "" if row.reads_reward else interval([episode.reward for episode in row.episodes]).text(),
             f"{(_mean(row, 'flops') + _mean(row, 'controller_flops')) / 1e9:.1f}",
             f"{_mean(row, 'seconds'):.1f}",
         )
     teacher = ", ".join(f"{metric} {value:.3f}" for metric, value in comparison.teacher.items())
     table.caption = (
-        f"data {comparison.source} ({comparison.data_fingerprint}), teacher {comparison.teacher_hash}"
-        + (f" with report {teacher}" if teacher else "")
+        f"data {comparison.source} ({comparison.data_fingerprint}), "
+        + ", ".join(f"teacher {name} {weights}" for name, weights in comparison.teachers.items())
+        + (f"; the first one has report {teacher}" if teacher else "")
         + "; reward is from the reward split; GFLOP and seconds are one episode's student, evaluations and controller"
-        + (f"\nthe teacher, once: {comparison.teacher_seconds:.0f} s" if comparison.teacher_seconds else "")
+        + (f"\nteachers, once: {comparison.teacher_seconds:.0f} s" if comparison.teacher_seconds else "")
         + (f"\n{comparison.notice}" if comparison.notice else "")
     )
     return table
