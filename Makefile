@@ -15,7 +15,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "" -n 2 --durations=10
+	$(BIN)/python -m pytest -m "" -n 2 --dist worksteal --durations=10
 
 # The fast tests alone.
 quick: $(VENV)/installed

@@ -16,7 +16,7 @@ With `--facts` the numbers are written to where `kd-gym describe` reads them.
 import argparse
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +138,17 @@ def main() -> None:
     }
     about |= {"seeds": args.seeds, "teacher": lab.teacher.hash, "threads": torch.get_num_threads()}
     kept = json.loads(file.read_text()) if file.exists() else {}
-    cells: dict[str, dict[str, Any]] = kept["cells"] if all(kept.get(k) == v for k, v in about.items()) else {}
+    if not all(kept.get(k) == v for k, v in about.items()):
+        kept = {"cells": {}, "contexts": {}}
+    contexts = {context.name: asdict(context) for context in TRAIN}
+    cells: dict[str, dict[str, Any]] = {
+        name: kept["cells"].get(name, {}) if kept["contexts"].get(name) == what else {}
+        for name, what in contexts.items()
+    }
+    about["contexts"] = contexts
     for context in TRAIN:
         for name, weights in mixes(spec).items():
-            if name not in cells.setdefault(context.name, {}):
+            if name not in cells[context.name]:
                 control = control_of(spec, weights, args.seeds)
                 twin = twin_of(context, cells, name, control)
                 cells[context.name][name] = cells[twin][name] if twin else run_cell(lab, control, context)

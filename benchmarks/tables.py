@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 from kd_gym.agents.protocol import agent_class
+from kd_gym.envs.contexts import TRAIN
 from kd_gym.experiments.facts import facts
 from kd_gym.experiments.setup import EnvSpec
 from kd_gym.experiments.stats import interval, paired
-from kd_gym.files import write_json, write_text
+from kd_gym.files import digest, write_json, write_text
 
 CONTEXTS = ("default", "noise-40", "wrong-teacher")
 SEEDS = 5
@@ -81,9 +82,14 @@ class Table:
         ]
 
 
+def meaning(env: str) -> str:
+    """A hash over what an id means: of another one, neither trainings nor tables are taken over."""
+    return digest(EnvSpec(env).family.recipe.hash, [asdict(context) for context in TRAIN])[:6]
+
+
 def run_folder(env: str, agent: str) -> Path:
     """Where a training lies."""
-    return RUNS / f"{env}-{agent}"
+    return RUNS / f"{env}-{meaning(env)}" / agent
 
 
 def finished(run: Path) -> bool:
@@ -120,7 +126,7 @@ def made(table: Table, dear: bool) -> dict[str, Any]:
     kept = ("scores", "cross_entropy", "reward", "flops", "controller_flops", "seconds", "failure")
     rows = [
         {
-            "name": Path(row["name"]).name.removeprefix(f"{table.env}-"),
+            "name": Path(row["name"]).name,
             "fixed": row["fixed"],
             "episodes": [{key: episode[key] for key in kept} for episode in row["episodes"]],
         }
@@ -219,6 +225,9 @@ def main() -> None:
         started = time.perf_counter()
         run(["kd-gym", "evaluate", "uniform", "--env", first.env, "--seeds", "2", "--context", "noise-20-slow"])
         kept["seconds"] = round((time.perf_counter() - started) / 2, 1)
+    meanings = {family: meaning(f"{family}-{args.task}") for family in LEARNERS}
+    if kept.get("meanings") != meanings:
+        kept = {"meanings": meanings, "seconds": kept["seconds"]}
     tables: dict[str, Any] = kept.setdefault("tables", {})
 
     rows = {family: len(LEARNERS[family]) + sum(DEAR.get(name, 1) for name in OTHERS[family]) for family in LEARNERS}

@@ -26,7 +26,7 @@ class Recipe:
     horizon: int = 150
     batch: int = 64
     learning_rate: float = 1e-3
-    tau: float = 2.0
+    tau: float = 4.0
     decay: float = 0.01
     clip: float = 1.0
     scale_batches: int = 4

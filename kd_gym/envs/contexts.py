@@ -12,17 +12,20 @@ DEFAULT = Context()
 TRAIN = (
     DEFAULT,
     Context("noise-30", label_noise=0.3),
-    Context("noise-40", label_noise=0.4),
-    Context("noise-30-share-25", label_noise=0.3, train_share=0.25),
+    Context("noise-45", label_noise=0.45),
+    Context("noise-40-share-25", label_noise=0.4, train_share=0.25),
+    Context("noise-45-share-25", label_noise=0.45, train_share=0.25),
     Context("wrong-teacher", teachers="flipped"),
-    Context("share-10", train_share=0.1),
+    Context("wrong-teacher-share-25", teachers="flipped", train_share=0.25),
 )
 HELD_OUT = (
     Context("noise-20-slow", label_noise=0.2, rate=0.5),
-    Context("wrong-teacher-share-25", teachers="flipped", train_share=0.25),
+    Context("noise-40", label_noise=0.4),
+    Context("noise-30-share-10", label_noise=0.3, train_share=0.1),
+    Context("wrong-teacher-slow", teachers="flipped", rate=0.5),
     Context("early-teacher", teachers="early"),
     Context("early-teacher-noise-20", teachers="early", label_noise=0.2),
-    Context("share-5", train_share=0.05),
+    Context("share-10", train_share=0.1),
 )
 SETS: dict[str, tuple[Context, ...]] = {"default": (DEFAULT,), "train": TRAIN, "held-out": HELD_OUT}
 SETS |= {c.name: (c,) for c in (*TRAIN[1:], *HELD_OUT)}
