@@ -430,7 +430,7 @@ def test_evaluate_gives_runs_and_heuristics_in_one_paired_table(tmp_path, monkey
         main(["evaluate", *names, "--env", ENV, "--backend", "tiny", "--seeds", "3", "--json", str(file)])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert "report accuracy, 95 % interval" in printed
+    assert "mean ± half of the 95 % interval" in printed
     assert "3 seeds (few: intervals are wide)" in printed
     assert "paired over 3 seeds" in printed
     loaded = json.loads(file.read_text())

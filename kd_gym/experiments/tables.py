@@ -1,6 +1,7 @@
 """Comparisons and lists as tables for the terminal."""
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from kd_gym.envs.lab import Lab
@@ -17,13 +18,15 @@ def comparison_table(comparison: Comparison) -> Table:
     """Score with interval, reward and cost of each controller."""
     seeds = len(comparison.rows[0].episodes)
     few = " (few: intervals are wide)" if seeds < 5 else ""
-    title = f"{comparison.env}, context {comparison.context}, report split, {seeds} seeds{few}"
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column("controller")
-    for metric in comparison.metrics:
-        table.add_column(f"report {metric}, 95 % interval", justify="right")
-    for head in ("cross-entropy", "reward", "GFLOP", "seconds"):
-        table.add_column(head, justify="right")
+    title = (
+        f"{comparison.env}, context {comparison.context}, report split,\n"
+        f"{seeds} seeds{few}: mean ± half of the 95 % interval"
+    )
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.collapse_padding = True  # so that it fits into 80 columns
+    table.add_column("controller", overflow="fold")
+    for head in (*(f"report {metric}" for metric in comparison.metrics), "cross-entropy", "reward", "GFLOP", "s"):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in comparison.rows:
         table.add_row(
             row.name,
@@ -38,7 +41,7 @@ def comparison_table(comparison: Comparison) -> Table:
         f"data {comparison.source} ({comparison.data_fingerprint}), "
         + ", ".join(f"teacher {name} {weights}" for name, weights in comparison.teachers.items())
         + (f"; the first one has report {teacher}" if teacher else "")
-        + "; reward is from the reward split; GFLOP and seconds are one episode's student, evaluations and controller"
+        + "; reward is from the reward split; GFLOP and s (seconds): one episode of student, evaluations and controller"
         + (f"\nteachers, once: {comparison.teacher_seconds:.0f} s" if comparison.teacher_seconds else "")
         + (f"\n{comparison.notice}" if comparison.notice else "")
     )
