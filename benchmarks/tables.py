@@ -1,10 +1,11 @@
-"""Tables of controllers on the four families: score, reward and cost, in the default and in noisy contexts.
+"""Tables of controllers on one family of a task: score, reward and cost, in the default and in noisy contexts.
 
-    python benchmarks/tables.py SST2 [--minutes 50] [--out benchmarks/results/tables]
+    python benchmarks/tables.py SST2 KnowledgeSelect [--minutes 25] [--out benchmarks/results/tables]
 
-Learners are trained once each (seed 0, on the training contexts); then every table is one `kd-gym evaluate` command,
-which stands above it. What is done is not done again, so the script goes on where it stopped, and what does not fit
-into the minutes is marked 'not run'. The page states its arithmetic first. Runs lie under `runs/tables`.
+Every table is one `kd-gym evaluate` command, which stands above it: at first of the controllers that need no training,
+then with the learners too (trained once each, seed 0, on the training contexts), last with the dear oracle. What is
+done is not done again, so the script goes on where it stopped, and what does not fit into the minutes is marked 'not
+run'. The page states its arithmetic first. Runs lie under `runs/tables`.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from kd_gym.files import digest, write_json, write_text
 CONTEXTS = ("default", "noise-40", "wrong-teacher")
 SEEDS = 5
 EPISODES = 40  # of one training
+TRAINING = EPISODES + 12  # with the looks at `select` and the last table
 RUNS = Path("runs/tables")
 
 LEARNERS = {
@@ -56,7 +58,7 @@ DEAR = {"greedy": 10.0}  # how many plain episodes one of these costs
 
 @dataclass(frozen=True)
 class Table:
-    """One table of a task's page."""
+    """One table of a page."""
 
     task: str
     family: str
@@ -66,11 +68,6 @@ class Table:
     def env(self) -> str:
         """The id."""
         return f"{self.family}-{self.task}"
-
-    @property
-    def key(self) -> str:
-        """Its name in the page's JSON."""
-        return f"{self.family}/{self.context}"
 
     def command(self, dear: bool) -> list[str]:
         """What makes it, with the learners that are trained so far."""
@@ -120,7 +117,6 @@ def run(command: list[str]) -> None:
 def made(table: Table, dear: bool) -> dict[str, Any]:
     """Run a table's command and keep what the page shows."""
     command, file = table.command(dear), RUNS / f"{table.env}-{table.context}.json"
-    begin = time.perf_counter()
     run([*command, "--json", str(file)])
     told = json.loads(file.read_text())
     kept = ("scores", "cross_entropy", "reward", "flops", "controller_flops", "seconds", "failure")
@@ -133,26 +129,23 @@ def made(table: Table, dear: bool) -> dict[str, Any]:
         for row in told["rows"]
     ]
     about = {key: told[key] for key in ("source", "data_fingerprint", "teachers", "metrics")}
-    return {**about, "command": shlex.join(command), "rows": rows, "seconds": round(time.perf_counter() - begin)}
+    return {**about, "command": shlex.join(command), "rows": rows}
 
 
-def baseline(task: str, family: str, tables: dict[str, Any]) -> str:
+def baseline(env: str, tables: dict[str, Any]) -> str:
     """The best fixed control of the training contexts: as `benchmarks/game.py` found it on `select`, or, where that
     was not run, the fixed row with the best mean score over the tables here (which favours it).
     """
-    spec = EnvSpec(f"{family}-{task}")
+    spec = EnvSpec(env)
     labels = spec.family.labels
     for fact in facts(spec.id, spec.family.recipe.hash):
         if "best_single" in fact:
             parts = fact["best_single"].split("+")
-            return (
-                "static:" + ",".join(str(int(label in parts)) for label in labels)
-                if len(parts) > 1
-                else (f"single:{parts[0]}")
-            )
+            mixed = "static:" + ",".join(str(int(label in parts)) for label in labels)
+            return {1: f"single:{parts[0]}", len(labels): "uniform"}.get(len(parts), mixed)
     means: dict[str, list[float]] = {}
-    for key, table in tables.items():
-        for row in table["rows"] if key.startswith(f"{family}/") else ():
+    for table in tables.values():
+        for row in table["rows"]:
             if row["fixed"]:
                 scores = [episode["scores"][table["metrics"][0]] for episode in row["episodes"]]
                 means.setdefault(row["name"], []).append(float(np.mean(scores)))
@@ -187,9 +180,9 @@ def lines_of(table: Table, found: dict[str, Any], base: str) -> Iterator[str]:
             yield f"| {name} | not run |" + " |" * (len(heads) - 1)
 
 
-def page(task: str, tables: dict[str, Any], arithmetic: str) -> str:
-    """The page of a task."""
-    lines = [f"# Controllers on {task}", "", arithmetic, ""]
+def page(env: str, tables: dict[str, Any], arithmetic: str) -> str:
+    """The page of an id."""
+    lines = [f"# Controllers on {env}", "", arithmetic, ""]
     lines += [
         f"Mean ± half of the 95 % interval (Student's t) over {SEEDS} evaluation seeds, on `report`. A difference is "
         "paired by seed, against the best fixed control of the training contexts; that of an adaptive controller is "
@@ -198,72 +191,71 @@ def page(task: str, tables: dict[str, Any], arithmetic: str) -> str:
         f"Learners were trained once, for {EPISODES} episodes of the training contexts.",
         "",
     ]
-    for table in all_tables(task):
-        lines += [f"## {table.env}, context {table.context}", ""]
-        found = tables.get(table.key)
-        base = baseline(task, table.family, tables)
+    base = baseline(env, tables)
+    for table in tables_of(env):
+        lines += [f"## Context {table.context}", ""]
+        found = tables.get(table.context)
         lines += [*lines_of(table, found, base), ""] if found else [f"not run: `{shlex.join(table.command(True))}`", ""]
     return "\n".join(lines)
 
 
-def all_tables(task: str) -> list[Table]:
-    """The tables of a task's page, in the order in which they are made."""
-    return [Table(task, family, context) for family in LEARNERS for context in CONTEXTS]
+def tables_of(env: str) -> list[Table]:
+    """The tables of a page, in the order in which they are made."""
+    family, _, task = env.partition("-")
+    return [Table(task, family, context) for context in CONTEXTS]
+
+
+def seconds_of(env: str) -> float:
+    """Seconds of one episode of the uniform control here, with the start of a command."""
+    begin = time.perf_counter()
+    run(["kd-gym", "evaluate", "uniform", "--env", env, "--seeds", "2", "--context", "noise-20-slow"])
+    return round((time.perf_counter() - begin) / 2, 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task")
-    parser.add_argument("--minutes", type=float, default=50)
+    parser.add_argument("family", choices=list(LEARNERS))
+    parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tables"))
     args = parser.parse_args()
-    begin, place = time.perf_counter(), args.out / f"{args.task}.json"
+    env, learners, others = f"{args.family}-{args.task}", LEARNERS[args.family], OTHERS[args.family]
+    begin, place = time.perf_counter(), args.out / f"{args.task}-{args.family}.json"
     kept: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+    if kept.get("meaning") != meaning(env):
+        kept = {"meaning": meaning(env), "seconds": seconds_of(env), "tables": {}}
+    tables, seconds = kept["tables"], kept["seconds"]
 
-    first = all_tables(args.task)[0]
-    if "seconds" not in kept:
-        started = time.perf_counter()
-        run(["kd-gym", "evaluate", "uniform", "--env", first.env, "--seeds", "2", "--context", "noise-20-slow"])
-        kept["seconds"] = round((time.perf_counter() - started) / 2, 1)
-    meanings = {family: meaning(f"{family}-{args.task}") for family in LEARNERS}
-    if kept.get("meanings") != meanings:
-        kept = {"meanings": meanings, "seconds": kept["seconds"]}
-    tables: dict[str, Any] = kept.setdefault("tables", {})
-
-    rows = {family: len(LEARNERS[family]) + sum(DEAR.get(name, 1) for name in OTHERS[family]) for family in LEARNERS}
-    episodes = sum(rows.values()) * len(CONTEXTS) * SEEDS
-    trained = sum(map(len, LEARNERS.values())) * (EPISODES + 16)  # with the looks at `select`, and the last table
+    rows = len(learners) + sum(DEAR.get(name, 1) for name in others)
+    evaluated, trained = rows * len(CONTEXTS) * SEEDS, len(learners) * TRAINING
+    minutes = (evaluated + trained) * seconds / 60
     arithmetic = (
-        f"Arithmetic: {episodes:.0f} evaluation episodes ({sum(rows.values()):.0f} rows, a greedy one counted as "
-        f"{DEAR['greedy']:.0f}, x {len(CONTEXTS)} contexts x {SEEDS} seeds) and {trained} of training, at about "
-        f"{kept['seconds']} s each ({torch.get_num_threads()} threads, {first.env}): "
-        f"{(episodes + trained) * kept['seconds'] / 60:.0f} minutes, of which this page was given the part that is "
-        "not marked 'not run'."
+        f"Arithmetic: {evaluated:.0f} evaluation episodes ({rows:.0f} rows, the oracle as {DEAR['greedy']:.0f}, "
+        f"x {len(CONTEXTS)} contexts x {SEEDS} seeds), {trained} of training, {seconds} s each with "
+        f"{torch.get_num_threads()} thread(s): {minutes:.0f} minutes. What was not given time is marked 'not run'."
     )
 
     def fits(count: float) -> bool:
-        left = args.minutes * 60 - (time.perf_counter() - begin)
-        return bool(count * kept["seconds"] < left)
+        return bool(count * seconds < args.minutes * 60 - (time.perf_counter() - begin))
 
-    def keep() -> None:
+    def log(what: str) -> None:
+        print(f"{time.perf_counter() - begin:6.0f} s  {what}", flush=True)
         write_json(place, kept)
-        write_text(place.with_suffix(".md"), page(args.task, tables, arithmetic))
+        write_text(place.with_suffix(".md"), page(env, tables, arithmetic))
 
-    for dear in (False, True):
-        for family in LEARNERS:
-            mine = [table for table in all_tables(args.task) if table.family == family]
-            for agent in LEARNERS[family][: None if dear else 2]:
-                if not finished(run_folder(mine[0].env, agent)) and fits(EPISODES + 16):
-                    run(training(mine[0].env, agent))
-                    print(f"{time.perf_counter() - begin:6.0f} s  trained {agent} on {mine[0].env}", flush=True)
-            for table in mine:
-                command = shlex.join(table.command(dear))
-                new = tables.get(table.key, {}).get("command") != command
-                if new and fits(SEEDS * sum(DEAR.get(n, 1) for n in OTHERS[family] if dear or n not in DEAR)):
-                    tables[table.key] = made(table, dear)
-                    keep()
-                    print(f"{time.perf_counter() - begin:6.0f} s  {table.key}", flush=True)
-    keep()
+    for wanted, dear in (((), False), (learners[:2], False), (learners, False), (learners, True)):
+        for agent in wanted:
+            if not finished(run_folder(env, agent)) and fits(TRAINING):
+                run(training(env, agent))
+                log(f"trained {agent}")
+        for table in tables_of(env):
+            again = table.context in tables  # what did not learn is kept
+            count = len(learners) if again else sum(DEAR.get(name, 1) for name in others if dear or name not in DEAR)
+            changed = tables.get(table.context, {}).get("command") != shlex.join(table.command(dear))
+            if changed and fits(SEEDS * (count + (DEAR["greedy"] if dear and "greedy" in others else 0))):
+                tables[table.context] = made(table, dear)
+                log(table.context)
+    log("done")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def gates_after_training(monkeypatch, tmp_path, seed, sign=1):
 
     def one_good_teacher(*args, **kwargs):
         made = recipe(*args, **kwargs)
-        process = replace(made.process, horizon=60, batch=16, learning_rate=1e-2, knowledge=("response",))
+        process = replace(made.process, horizon=60, batch=16, learning_rate=1e-2, tau=2.0, knowledge=("response",))
         return replace(made, process=process, teachers=(TeacherSet("full", tuple(map(TeacherSpec, names))),))
 
     monkeypatch.setattr(teacher_weight, "recipe_of", one_good_teacher)
@@ -148,7 +148,7 @@ def weights_after_training(monkeypatch, tmp_path, seed, sign=1):
 
     def longer(*args, **kwargs):
         made = recipe(*args, **kwargs)
-        return replace(made, process=replace(made.process, horizon=60, batch=16, learning_rate=1e-2))
+        return replace(made, process=replace(made.process, horizon=60, batch=16, learning_rate=1e-2, tau=2.0))
 
     monkeypatch.setattr(knowledge_select, "recipe_of", longer)
     spec = agent_for("aks", EnvSpec("KnowledgeSelect-SST2", backend="tiny", config={"context": "noise-40"}))[2]
