@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def made(table: Table, dear: bool) -> dict[str, Any]:
     rows = [
         {
             "name": Path(row["name"]).name,
-            "fixed": row["fixed"],
+            **{flag: row[flag] for flag in ("fixed", "reads_reward")},
             "episodes": [{key: episode[key] for key in kept} for episode in row["episodes"]],
         }
         for row in told["rows"]
@@ -152,32 +152,39 @@ def baseline(env: str, tables: dict[str, Any]) -> str:
     return max(means, key=lambda name: float(np.mean(means[name])), default="")
 
 
+def against(row: dict[str, Any], best: dict[str, Any] | None, values: Callable[[Any], float], rises: bool) -> str:
+    """The paired difference to the baseline; bold where an adaptive controller is better beyond chance."""
+    if best is None or row is best:
+        return ""
+    mine, other = ([values(episode) for episode in one["episodes"]] for one in (row, best))
+    apart = paired(mine, other)
+    better = apart.mean if rises else -apart.mean
+    return f"**{apart.text()}**" if better > apart.half and not row["fixed"] else apart.text()
+
+
 def lines_of(table: Table, found: dict[str, Any], base: str) -> Iterator[str]:
-    """A table in Markdown; the last column is the paired difference to the baseline."""
+    """A table in Markdown; the last two columns are paired differences to the baseline."""
     metrics = found["metrics"]
     heads = ["controller", *(f"report {m}" for m in metrics), "cross-entropy", "reward", "GFLOP", "seconds"]
+    heads += [f"{name} against {base}" for name in (metrics[0], "cross-entropy")]
     yield f"`{found['command']}`\n"
-    yield "| " + " | ".join([*heads, f"{metrics[0]} against {base}"]) + " |"
-    yield "|---" * (len(heads) + 1) + "|"
+    yield "| " + " | ".join(heads) + " |"
+    yield "|---" * len(heads) + "|"
     best = next((row for row in found["rows"] if row["name"] == base), None)
     for row in found["rows"]:
         episodes = row["episodes"]
-        scores = {m: [episode["scores"][m] for episode in episodes] for m in metrics}
-        cells = [interval(scores[m]).text() for m in metrics]
+        cells = [interval([e["scores"][m] for e in episodes]).text() for m in metrics]
         cells.append(interval([e["cross_entropy"] for e in episodes]).text())
         cells.append("" if row["reads_reward"] else interval([e["reward"] for e in episodes]).text())
         cells.append(f"{np.mean([e['flops'] + e['controller_flops'] for e in episodes]) / 1e9:.0f}")
         cells.append(f"{np.mean([e['seconds'] for e in episodes]):.1f}")
-        if best is None or row is best:
-            cells.append("")
-        else:
-            apart = paired(scores[metrics[0]], [episode["scores"][metrics[0]] for episode in best["episodes"]])
-            cells.append(f"**{apart.text()}**" if apart.mean > apart.half and not row["fixed"] else apart.text())
+        cells.append(against(row, best, lambda e: float(e["scores"][metrics[0]]), True))
+        cells.append(against(row, best, lambda e: float(e["cross_entropy"]), False))
         yield "| " + " | ".join([row["name"], *cells]) + " |"
     there = {row["name"] for row in found["rows"]}
     for name in (*LEARNERS[table.family], *OTHERS[table.family]):
         if name not in there:
-            yield f"| {name} | not run |" + " |" * (len(heads) - 1)
+            yield f"| {name} | not run |" + " |" * (len(heads) - 2)
 
 
 def page(env: str, tables: dict[str, Any], arithmetic: str) -> str:
@@ -186,7 +193,7 @@ def page(env: str, tables: dict[str, Any], arithmetic: str) -> str:
     lines += [
         f"Mean ± half of the 95 % interval (Student's t) over {SEEDS} evaluation seeds, on `report`. A difference is "
         "paired by seed, against the best fixed control of the training contexts; that of an adaptive controller is "
-        "bold where its interval excludes zero from above. Reward is that of the env's own kind, so it differs between "
+        "bold where it is better and its interval excludes zero. Reward is of the env's kind, so it differs between "
         "controllers that need another one. GFLOP and seconds are one episode's, with what the controller spends. "
         f"Learners were trained once, for {EPISODES} episodes of the training contexts.",
         "",
