@@ -183,10 +183,8 @@ def _evaluate(arguments: Sequence[str]) -> int:
     """Score controllers and trained runs on the same seeds of an env."""
     import tyro
 
-    from kd_gym.agents.protocol import agent_class
     from kd_gym.envs.contexts import context_set
-    from kd_gym.experiments.evaluate import evaluate, write_comparison
-    from kd_gym.experiments.prepare import prepare
+    from kd_gym.experiments.evaluate import check_controller, evaluate, write_comparison
     from kd_gym.experiments.setup import EnvSpec
     from kd_gym.experiments.tables import comparison_table
 
@@ -205,14 +203,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
         raise KDGymError("name at least one controller or run directory")
     config = {"context": parsed.context, **_changed(parsed.env_config)}
     context_set(config["context"])
-    for name in parsed.controllers:  # before anything dear is done
-        if not Path(name).exists():
-            agent_class(name)
     spec = EnvSpec(parsed.env, parsed.data, parsed.device, parsed.backend, config)
     console = _console()
+    for name in parsed.controllers:
+        check_controller(name, spec)
     _announce(spec.lab(), spec, console)
     with _progress(console) as progress:
-        prepare(spec, progress)
         comparison = evaluate(parsed.controllers, spec, parsed.seeds, progress)
     console.print(comparison_table(comparison))
     for row in comparison.rows:

@@ -294,6 +294,12 @@ def replace_score(episode, value):
     return Episode(**{**vars(episode), "scores": dict.fromkeys(episode.scores, float(value))})
 
 
+def test_a_run_of_another_family_is_refused_before_anything_is_made(tmp_path):
+    RunConfig("SamplePriority-SST2-v0", "ppo", 4, 1, 0, "auto", "auto", "full", 1).write(tmp_path)
+    with pytest.raises(KDGymError, match="trained on SamplePriority-SST2-v0; it cannot control TeacherWeight-SST2-v0"):
+        evaluate_module.evaluate(["uniform", str(tmp_path)], EnvSpec("TeacherWeight-SST2"))
+
+
 def test_resume_names_what_is_wrong_with_a_folder(tmp_path):
     with pytest.raises(KDGymError, match="is no run directory"):
         resume(tmp_path)

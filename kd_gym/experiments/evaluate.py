@@ -13,7 +13,8 @@ from kd_gym.agents.protocol import Controller
 from kd_gym.envs.contexts import context_set
 from kd_gym.envs.lab import Lab
 from kd_gym.errors import KDGymError
-from kd_gym.experiments.runs import is_run, load_run
+from kd_gym.experiments.prepare import prepare
+from kd_gym.experiments.runs import config_for, is_run, load_run
 from kd_gym.experiments.score import Episode, play, play_fixed, teacher_scores
 from kd_gym.experiments.setup import EVALUATION_SEEDS, EnvSpec, agent_for
 from kd_gym.experiments.stats import interval, paired
@@ -95,15 +96,22 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def check_controller(name: str, spec: EnvSpec) -> None:
+    """Raise `KDGymError` for what `load_controller` cannot load, without a student or a teacher."""
+    if is_run(name):
+        config_for(Path(name), spec)
+    elif Path(name).exists():
+        raise KDGymError(f"{name} is no run directory: it has no config.yaml")
+    elif getattr(agent_for(name, spec)[0], "learns", False):
+        raise KDGymError(f"{name} has to learn first: kd-gym train --env {spec.env} --agent {name}, then give its run")
+
+
 def load_controller(name: str, spec: EnvSpec, config: Any = None) -> tuple[Controller, EnvSpec]:
     """A controller by name, or the best policy of a run directory, and the env as it wants it."""
+    check_controller(name, spec)
     if is_run(name):
         return load_run(Path(name), spec)
-    if Path(name).exists():
-        raise KDGymError(f"{name} is no run directory: it has no config.yaml")
     cls, argument, fitted = agent_for(name, spec)
-    if getattr(cls, "learns", False):
-        raise KDGymError(f"{name} has to learn first: kd-gym train --env {spec.env} --agent {name}, then give its run")
     return cls(fitted.make(), seed=0, config=config, argument=argument), fitted
 
 
@@ -117,6 +125,9 @@ def evaluate(controllers: Sequence[str], spec: EnvSpec, seeds: int = 5, progress
     """
     context = spec.config.get("context", "default")
     context_set(context)
+    for name in controllers:
+        check_controller(name, spec)
+    prepare(spec, progress)
     loaded = [(name, *load_controller(name, spec)) for name in dict.fromkeys(controllers)]
     return compare([(name, c, s) for name, c, s in loaded], context, seeds, progress)
 

@@ -69,6 +69,14 @@ def read_config(folder: Path) -> RunConfig:
     return RunConfig(**loaded)
 
 
+def config_for(folder: Path, spec: EnvSpec) -> RunConfig:
+    """`read_config`, where the run's policy is of the family of `spec`; `KDGymError` otherwise."""
+    config = read_config(folder)
+    if config.spec.family_name != spec.family_name:
+        raise KDGymError(f"the policy in {folder} was trained on {config.env}; it cannot control {spec.id}")
+    return config
+
+
 def save_checkpoint(controller: Controller, folder: Path, name: str, about: dict[str, Any]) -> None:
     """Write a controller's state to `folder/name`, whole or not at all."""
     partial, target, old = (folder / f"{name}{suffix}" for suffix in (".partial", "", ".old"))
@@ -90,7 +98,7 @@ def checkpoint_path(folder: Path, name: str) -> Path | None:
 
 def load_run(folder: Path, spec: EnvSpec) -> tuple[Controller, EnvSpec]:
     """The best policy of a run, and an env of `spec`'s id with the spaces that the policy was trained on."""
-    config = read_config(folder)
+    config = config_for(folder, spec)
     kept = {k: v for k, v in config.env_config.items() if k not in ("context", "reward", "reward_every")}
     fitted = EnvSpec(spec.env, spec.data, spec.device, spec.backend, {**kept, **spec.config})
     path = checkpoint_path(folder, "best") or checkpoint_path(folder, "checkpoint")
