@@ -59,11 +59,6 @@ class _Bandit(Controller):
         """Learn from the last decision, then choose."""
         raise NotImplementedError
 
-    def _draw(self, observation: Array, p: Array) -> int:
-        """A draw as a function of (seed, observation): replays are equal."""
-        words = np.frombuffer(np.ascontiguousarray(observation, np.float32).tobytes(), np.uint32)
-        return int(np.random.default_rng([self.seed, *words]).choice(len(p), p=p))
-
 
 @dataclass(frozen=True)
 class Exp3Config:
@@ -89,7 +84,7 @@ class Exp3(_Bandit):
             sums[int(last[0])] += gamma / n * gain / probability[0]
         weights = np.exp(sums - sums.max())
         p = (1 - gamma) * weights / weights.sum() + gamma / n
-        arm = self._draw(observation, p)
+        arm = int(self.generator(observation).choice(n, p=p))
         return arm, (sums, np.array([float(arm)]), p[[arm]])
 
 

@@ -133,7 +133,6 @@ class Random(Controller):
 
     def act(self, observation: Array) -> Array:
         """A draw from the action space."""
-        words = np.frombuffer(np.ascontiguousarray(observation, np.float32).tobytes(), np.uint32)
-        self.action_space.seed(int(np.random.default_rng([self.seed, *words]).integers(2**31)))
+        self.action_space.seed(int(self.generator(observation).integers(2**31)))
         drawn = self.action_space.sample()
         return drawn if isinstance(drawn, dict) else np.asarray(drawn)  # type: ignore[return-value]

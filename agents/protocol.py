@@ -104,6 +104,11 @@ class Controller:
             start += feature.size
         raise KDGymError(f"{type(self).__name__} needs {name!r} in the observation, which this env does not show")
 
+    def generator(self, observation: Array) -> np.random.Generator:
+        """A source of draws that is a function of (seed, observation): replays are equal."""
+        words = np.frombuffer(np.ascontiguousarray(observation, np.float32).tobytes(), np.uint32)
+        return np.random.default_rng([self.seed, *words])
+
     def begin(self, env: Any) -> None:
         """Called with the env before each episode that is scored; only an oracle has a use for it."""
 

@@ -21,6 +21,7 @@ from kd_gym.envs.family import Decision, Family
 from kd_gym.envs.lab import Lab
 from kd_gym.envs.relative import uniform_metrics
 from kd_gym.errors import KDGymError
+from kd_gym.plugins import check_choice
 
 RewardKind = Literal["cross_entropy", "accuracy", "relative", "batch_ce", "batch_ce_kd", "batch_mixed"]
 ObservationKind = Literal["vector", "cls"]
@@ -52,9 +53,8 @@ class EpisodeConfig:
     def check(self, family: Family) -> None:
         """Raise `KDGymError` for a value that no env has, or not this one."""
         context_set(self.context)
-        for value, valid in ((self.observation, ObservationKind), (self.reward, RewardKind)):
-            if value not in valid.__args__:  # type: ignore[attr-defined]
-                raise KDGymError(f"{value!r} is none of {', '.join(valid.__args__)}")  # type: ignore[attr-defined]
+        check_choice("observation", self.observation, ObservationKind)
+        check_choice("reward", self.reward, RewardKind)
         if family.selects and self.reward in BATCH_REWARDS:
             raise KDGymError(f"reward {self.reward!r} has no meaning where rows are selected; take cross_entropy")
         if family.selects and self.observation == "cls":

@@ -1,7 +1,7 @@
 """What an env family is: the meaning of its actions, and what its controllers see."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kd_gym.envs.episodes import Episodes
 
 Weights = NDArray[np.float64]
+Granularity = Literal["batch", "instance"]  # one decision for a while, or one for each sample
 
 
 class Decision(NamedTuple):

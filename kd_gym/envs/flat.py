@@ -20,8 +20,9 @@ def unflatten(space: spaces.Space[Any], value: Any) -> Any:
     if isinstance(space, spaces.Dict):
         return spaces.unflatten(space, np.asarray(value))
     flat = np.asarray(value)
-    fits = isinstance(space, spaces.Discrete) or flat.size != prod(space.shape or ())
-    return value if fits else flat.reshape(space.shape or ())  # of another size: the env below says so
+    if isinstance(space, spaces.Discrete) or flat.size != prod(space.shape or ()):
+        return value  # if it is of another size, the env below says so
+    return flat.reshape(space.shape or ())
 
 
 class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):

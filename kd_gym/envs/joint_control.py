@@ -24,14 +24,11 @@ class JointControl(Family):
 
     selects = True
 
-    def __init__(
-        self,
-        origin: Origin,
-        action: ActionKind = "weights",
-    ) -> None:
+    def __init__(self, origin: Origin, action: ActionKind = "weights") -> None:
         super().__init__(recipe_of(origin, several=True))
         check_choice("action kind", action, ActionKind)
         self.action = action
+        self.pool = POOL * self.recipe.process.batch
         self.parts = {
             "knowledge": self.recipe.process.knowledge,
             "teachers": self.recipe.teacher_names(),
@@ -58,15 +55,14 @@ class JointControl(Family):
         else:
             knowledge, teachers, samples = (np.stack([action[name] for action in actions]) for name in self.parts)
         what, whom, which = simplex(knowledge), simplex(teachers), quantile_weights(samples)
-        selection = Selection(which, POOL * self.recipe.process.batch)
-        control = Control(torch.from_numpy(what), torch.from_numpy(whom), selection=selection)
+        control = Control(torch.from_numpy(what), torch.from_numpy(whom), selection=Selection(which, self.pool))
         shown = np.concatenate([what, whom, which.flatten(1).numpy()], axis=1)
         return Decision(control, shown, np.zeros(len(shown), np.int64))
 
     def uniform(self, count: int) -> Control:
         """All knowledge types and teachers alike, and a plain draw out of the same pools."""
-        pool = POOL * self.recipe.process.batch
-        return Control(equal_knowledge(count, self.recipe), selection=Selection(torch.ones(count, pool), pool))
+        selection = Selection(torch.ones(count, self.pool), self.pool)
+        return Control(equal_knowledge(count, self.recipe), selection=selection)
 
     def initial(self) -> Weights:
         """Each part uniform."""

@@ -20,11 +20,7 @@ ActionKind = Literal["weights", "multi", "choice"]
 class KnowledgeSelect(Family):
     """The three kinds of action over K knowledge types."""
 
-    def __init__(
-        self,
-        origin: Origin,
-        action: ActionKind = "weights",
-    ) -> None:
+    def __init__(self, origin: Origin, action: ActionKind = "weights") -> None:
         super().__init__(recipe_of(origin))
         check_choice("action kind", action, ActionKind)
         self.action = action

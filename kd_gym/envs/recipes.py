@@ -15,6 +15,7 @@ from kd_gym.files import digest
 from kd_gym.plugins import nearest
 
 Backend = Literal["full", "tiny"]
+LABELS_AND_TEACHERS = ("hard", "response")  # half the labels, half the teachers, as in RL-KD
 BERT_BASE = "google-bert/bert-base-uncased"
 
 
@@ -185,8 +186,7 @@ def recipe_of(origin: Origin, knowledge: tuple[str, ...] | None = None, several:
         first, *others = read_teachers(origin.teachers, first.checkpoint)
     elif not several:
         others = []
-    sets = _sets(first, *others)
-    mini = EnvRecipe(task, teachers=sets)
+    mini = EnvRecipe(task, teachers=_sets(first, *others))
     if knowledge is not None:
         mini = replace(mini, process=replace(mini.process, knowledge=knowledge))
     if origin.backend == "tiny":

@@ -12,15 +12,13 @@ from kd_gym.backend.terms import Control
 from kd_gym.envs import observation
 from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
-from kd_gym.envs.family import Decision, Family, Weights, equal_knowledge, unit
+from kd_gym.envs.family import Decision, Family, Granularity, Weights, equal_knowledge, unit
 from kd_gym.envs.lab import Lab
-from kd_gym.envs.recipes import Origin, recipe_of
+from kd_gym.envs.recipes import LABELS_AND_TEACHERS, Origin, recipe_of
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import check_choice
 
 ActionKind = Literal["weights"]
-Granularity = Literal["batch", "instance"]
-KNOWLEDGE = ("hard", "response")
 QUANTILES = 4
 POOL = 2  # batches in a pool
 
@@ -50,7 +48,7 @@ class SamplePriority(Family):
         pool: int | None = None,
         correct: bool = False,
     ) -> None:
-        super().__init__(recipe_of(origin, KNOWLEDGE))
+        super().__init__(recipe_of(origin, LABELS_AND_TEACHERS))
         check_choice("action kind", action, ActionKind)
         check_choice("granularity", granularity, Granularity)
         check_choice("way to select", select, Select)

@@ -12,15 +12,13 @@ from kd_gym.backend.terms import Control
 from kd_gym.envs import observation
 from kd_gym.envs.episodes import Episodes
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
-from kd_gym.envs.family import Decision, Family, equal_knowledge, normalised, simplex
+from kd_gym.envs.family import Decision, Family, Granularity, equal_knowledge, normalised, simplex
 from kd_gym.envs.lab import Lab
-from kd_gym.envs.recipes import Origin, recipe_of
+from kd_gym.envs.recipes import LABELS_AND_TEACHERS, Origin, recipe_of
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import check_choice
 
 ActionKind = Literal["weights", "multi", "choice"]
-Granularity = Literal["batch", "instance"]
-KNOWLEDGE = ("hard", "response")  # half the labels, half the teachers, as in RL-KD
 
 
 class TeacherWeight(Family):
@@ -32,7 +30,7 @@ class TeacherWeight(Family):
         action: ActionKind = "weights",
         granularity: Granularity = "batch",
     ) -> None:
-        super().__init__(recipe_of(origin, KNOWLEDGE, several=True))
+        super().__init__(recipe_of(origin, LABELS_AND_TEACHERS, several=True))
         check_choice("action kind", action, ActionKind)
         check_choice("granularity", granularity, Granularity)
         if action == "choice" and granularity == "instance":
