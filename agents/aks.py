@@ -37,6 +37,8 @@ class AKSConfig:
     """discount of rewards per decision"""
     hidden: int = 128
     """width of all layers"""
+    learning_starts: int = 300
+    """decisions, all students together, that are drawn at random before the actor acts and learns"""
     noise: float = 0.2
     """deviation of the noise on actions while learning"""
     exploration: float = 0.005
@@ -168,13 +170,16 @@ class AKS(Controller):
         memory: list[Transitions] = []
         phase: list[tuple[Tensor, Array]] = []
         before: Array | None = None
-        gained = np.zeros(n)
+        gained, shape = np.zeros(n), (n, len(self.family.labels))
         with SummaryWriter(str(folder)) as writer:
             for step in range(1, -(-steps // n) + 1):
                 state = self._state(seen)
+                if not phase:  # drawn once for a phase: its reward is of all its decisions together
+                    free, noise = random.uniform(size=shape), random.normal(0, self.config.noise, shape)
+                    acting = self.decisions >= self.config.learning_starts
                 with torch.no_grad():
                     mean = act(self.actor, state).numpy()
-                weights = np.clip(mean + random.normal(0, self.config.noise, mean.shape), 0, 1).astype(np.float32)
+                weights = (np.clip(mean + noise, 0, 1) if acting else free).astype(np.float32)
                 seen, rewards, terminated, truncated, _ = env.step(self._action(weights))
                 phase.append((state, (weights > 0.5).astype(np.float32) if self.hard else weights))
                 gained += rewards
@@ -227,9 +232,10 @@ class AKS(Controller):
         error.backward()
         self.critic_optimiser.step()
         value = actor_loss(self.actor, self.critic, batch)
-        self.actor_optimiser.zero_grad()
-        value.backward()
-        self.actor_optimiser.step()
+        if self.decisions > self.config.learning_starts:  # of a critic that knows nothing there is nothing to learn
+            self.actor_optimiser.zero_grad()
+            value.backward()
+            self.actor_optimiser.step()
         return float(error.detach()), -float(value.detach())
 
     # ------------------------------------------------------------------ on disk
