@@ -55,7 +55,7 @@ def test_the_loss_is_the_designs_formula(make_process):
     w = torch.tensor([[0.1, 0.2, 0.3, 0.4], [1.0, 0, 0, 0]], dtype=torch.float64)
     s = torch.rand(2, 8, dtype=torch.float64)
     s = s / s.mean(1, keepdim=True)
-    found = (process._weights(Control(w, None, s)) * batch.losses).sum((1, 2)).mean(-1)
+    found = (process.weights(Control(w, None, s)) * batch.losses).sum((1, 2)).mean(-1)
     rows, _ = process._rows(range(2))
     for n in range(2):
         expected = 0.0

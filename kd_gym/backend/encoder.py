@@ -4,6 +4,8 @@ Parameters are one dict of tensors with a leading axis N; the forward pass is a 
 meta-gradients need no copies. Logits equal those of `transformers` (a test holds them together).
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,6 +17,7 @@ from kd_gym.tasks.tokens import Tokens
 
 Params = dict[str, Tensor]
 Attention = Literal["fused", "plain"]
+Dropout = Callable[[Tensor, str], Tensor]  # a tensor [N, ...] and the name of its place in the pass
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,30 @@ class Architecture:
     eps: float = 1e-12
 
 
+class Detail(NamedTuple):
+    """What a pass says of every token: states of all layers [N, L, B, T, H], attention maps [N, L, B, A, T, T], the
+    last layer's queries, keys and values [N, 3, B, T, H], the number of heads A, and where there is a token [N, B, T].
+    """
+
+    hidden: Tensor
+    attention: Tensor
+    last: Tensor
+    heads: int
+    mask: Tensor
+
+
 class Encoded(NamedTuple):
     """What a student says of a batch: logits [N, B, C], and the [CLS] state of every layer [N, L, B, H].
 
     `word` [N, B, T, H] is what the tokens were looked up as. Who takes the gradient of it, not of the whole table,
     spares a zero for every word piece that the batch does not hold (`add_rows` makes one out of the other).
+    `detail` is there where it was asked for.
     """
 
     logits: Tensor
     cls: Tensor
     word: Tensor
+    detail: Detail | None = None
 
 
 def parameter_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -113,61 +130,90 @@ def _norm(x: Tensor, p: Params, name: str, eps: float) -> Tensor:
     return torch.addcmul(p[f"{name}.bias"].unsqueeze(1), plain, p[f"{name}.weight"].unsqueeze(1))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, kind: Attention) -> Tensor:
-    """q [S, A, Tq, D] over k, v [S, A, T, D]; allowed [S, 1, 1, T].
+def keep(x: Tensor, place: str) -> Tensor:
+    """No dropout."""
+    return x
 
-    `plain` is made of matrix products alone: torch's fused attention has no second derivative on a CPU.
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, drop: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """q [S, A, Tq, D] over k, v [S, A, T, D], allowed [S, 1, 1, T]: what is mixed, and the maps [S, A, Tq, T].
+
+    Made of matrix products alone: torch's fused attention has no second derivative on a CPU.
     """
-    if kind == "fused":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-    return torch.matmul(scores.masked_fill(~allowed, -torch.inf).softmax(-1), v)
+    maps = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+    return torch.matmul(drop(maps), v), maps
 
 
-def encode(p: Params, arch: Architecture, tokens: Tokens, attention: Attention = "plain") -> Encoded:
+def encode(
+    p: Params,
+    arch: Architecture,
+    tokens: Tokens,
+    attention: Attention = "plain",
+    dropout: Dropout = keep,
+    detail: bool = False,
+) -> Encoded:
     """Logits and [CLS] states of N students.
 
     Args:
         p: parameters, each [N, ...].
         arch: their shape.
         tokens: [N, B, T], or [1, B, T] where all students see the same batch.
-        attention: `fused` or `plain`; equal up to rounding.
+        attention: `fused` or `plain`; equal up to rounding. Dropout and detail need `plain`.
+        dropout: what drops elements, at the places where BERT does.
+        detail: with the states of all tokens.
 
-    Of the last layer only [CLS] is ever read, so only its query, output and feed-forward are computed.
+    Of the last layer only [CLS] is read without `detail`, so only its query, output and feed-forward are computed.
     """
     n, h, a = len(p["word"]), arch.hidden, arch.heads
     b, t = tokens.ids.shape[-2:]
     word, segment = look_up(p["word"], tokens.ids), look_up(p["segment"], tokens.types)
     x = word + segment + p["position"][:, None, :t]
-    x = _norm(x.view(n, b * t, h), p, "norm", arch.eps)
+    x = dropout(_norm(x.view(n, b * t, h), p, "norm", arch.eps), "embeddings")
     allowed = tokens.mask.expand(n, b, t).reshape(n * b, 1, 1, t)
 
     def heads(y: Tensor, count: int) -> Tensor:  # [N, B * count, H] -> [N * B, A, count, D]
         return y.view(n * b, count, a, h // a).transpose(1, 2)
 
-    states = []
+    def drop_maps(maps: Tensor, place: str) -> Tensor:
+        return dropout(maps.view(n, -1, *maps.shape[1:]), place).view(maps.shape)
+
+    states, hidden, maps = [], [], []
     for i in range(arch.layers):
         k, v = _linear(x, p, f"{i}.kv").split(h, dim=-1)
         count = t
-        if i == arch.layers - 1:
+        if i == arch.layers - 1 and not detail:
             x, count = x.view(n, b, t, h)[:, :, 0], 1
         q = _linear(x, p, f"{i}.q")
-        mixed = _attend(heads(q, count), heads(k, t), heads(v, t), allowed, attention)
+        if attention == "fused":
+            mixed = F.scaled_dot_product_attention(heads(q, count), heads(k, t), heads(v, t), attn_mask=allowed)
+        else:
+            drop = functools.partial(drop_maps, place=f"{i}.maps")
+            mixed, seen = _attend(heads(q, count), heads(k, t), heads(v, t), allowed, drop)
+            maps.append(seen.view(n, b, a, count, t))
         mixed = mixed.transpose(1, 2).reshape(n, b * count, h)
-        x = _norm(x + _linear(mixed, p, f"{i}.out"), p, f"{i}.norm1", arch.eps)
+        x = _norm(x + dropout(_linear(mixed, p, f"{i}.out"), f"{i}.out"), p, f"{i}.norm1", arch.eps)
         wide = F.gelu(_linear(x, p, f"{i}.up"))
-        x = _norm(x + _linear(wide, p, f"{i}.down"), p, f"{i}.norm2", arch.eps)
-        states.append(x.view(n, b, count, h)[:, :, 0])
+        x = _norm(x + dropout(_linear(wide, p, f"{i}.down"), f"{i}.down"), p, f"{i}.norm2", arch.eps)
+        hidden.append(x.view(n, b, count, h))
+        states.append(hidden[-1][:, :, 0])
 
     cls = torch.stack(states, dim=1)
-    pooled = torch.tanh(_linear(x.reshape(n, b, h), p, "pooler"))
-    return Encoded(_linear(pooled, p, "classifier"), cls, word)
+    pooled = torch.tanh(_linear(states[-1], p, "pooler"))
+    logits = _linear(dropout(pooled, "pooled"), p, "classifier")
+    if not detail:
+        return Encoded(logits, cls, word)
+    last = torch.stack([y.view(n, b, t, h) for y in (q, k, v)], dim=1)
+    mask = tokens.mask.expand(n, b, t)
+    return Encoded(logits, cls, word, Detail(torch.stack(hidden, 1), torch.stack(maps, 1), last, a, mask))
 
 
-def forward_flops(arch: Architecture, batch: int, width: int) -> int:
+def forward_flops(arch: Architecture, batch: int, width: int, detail: bool = False) -> int:
     """Floating point operations of one student's forward pass: two for each multiply-add of its matrix products."""
     h, f, tokens = arch.hidden, arch.intermediate, batch * width
     whole = tokens * (4 * h * h + 2 * h * f + 2 * width * h)
-    last = tokens * 2 * h * h + batch * (2 * h * h + 2 * h * f + 2 * width * h)
+    last = whole if detail else tokens * 2 * h * h + batch * (2 * h * h + 2 * h * f + 2 * width * h)
     head = batch * (h * h + h * arch.classes)
     return 2 * ((arch.layers - 1) * whole + last + head)

@@ -8,18 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_gym.backend.encoder import Architecture, Encoded
+from kd_gym.backend.encoder import Architecture, Detail, Encoded
 from kd_gym.plugins import Registry
 
 
 class TeacherBatch(NamedTuple):
     """What one teacher says of each student's batch: logits [N, B, C] and the matched [CLS] states [N, L, B, H_t].
 
-    Layer l of `cls` is the teacher's layer that student layer l is matched with.
+    Layer l of `cls` is the teacher's layer that student layer l is matched with. `detail`, with all layers, comes from
+    live teachers alone, where a knowledge type reads `tokens`.
     """
 
     logits: Tensor
     cls: Tensor
+    detail: Detail | None = None
 
 
 class Batch(NamedTuple):
@@ -41,7 +43,8 @@ class KnowledgeType:
     """One way to transfer.
 
     `loss` maps a `Batch` to one value for each sample, [N, B]; `reads` names the teacher fields that it needs
-    (`logits`, `cls`); `heads` gives the shapes of its trained maps from the student's shape and the teacher's width.
+    (`logits`, `cls`, and `tokens`, which live teachers alone can give); `heads` gives the shapes of its trained maps
+    from the student's shape and the teacher's width.
     """
 
     name: str

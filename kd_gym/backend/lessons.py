@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_gym.backend.encoder import Encoded
 from kd_gym.backend.knowledge import TeacherBatch
 from kd_gym.backend.state import Context
 from kd_gym.backend.store import TeacherStore
@@ -85,5 +86,10 @@ class Lessons:
         said = []
         for m in range(self.m):
             parts = [self.teachers[name][m].get(rows[places], self.layer_map[m]) for name, places in groups.items()]
-            said.append(TeacherBatch(*(torch.cat(field)[order].to(self.dtype) for field in zip(*parts, strict=True))))
+            logits, cls = (torch.cat([getattr(part, field) for part in parts]) for field in ("logits", "cls"))
+            said.append(TeacherBatch(logits[order].to(self.dtype), cls[order].to(self.dtype)))
         return said
+
+    def matched(self, said: Encoded) -> TeacherBatch:
+        """What a live teacher says [n, B, ...], with the layers that the student's are matched with."""
+        return TeacherBatch(said.logits, said.cls[:, self.layer_map[0].to(said.cls.device)], said.detail)

@@ -1,7 +1,7 @@
 """The distillation process: N students in lockstep under the control of somebody else."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kd_gym.backend.checkpoint import StudentInit
-from kd_gym.backend.encoder import Encoded, Params, add_rows, encode, forward_flops, parameter_shapes
-from kd_gym.backend.knowledge import KNOWLEDGE, Batch, KnowledgeType
+from kd_gym.backend.encoder import Dropout, Encoded, Params, add_rows, encode, forward_flops, keep, parameter_shapes
+from kd_gym.backend.knowledge import KNOWLEDGE, Batch, KnowledgeType, TeacherBatch
 from kd_gym.backend.lessons import Lessons
+from kd_gym.backend.live import LiveTeacher
 from kd_gym.backend.optim import AdamWState, adamw_step, gradient_norms
 from kd_gym.backend.sampling import Selection, choose, difficulties, quantile_scores
 from kd_gym.backend.state import Context, State
@@ -20,6 +21,7 @@ from kd_gym.backend.store import TeacherStore
 from kd_gym.backend.terms import Control, Cost, Evaluation, Forward, Recipe, Trace
 from kd_gym.tasks.tokens import Tokens, TokenSplit
 
+Hook = Callable[["DistillationProcess", Control], Control]
 MIN_SCALE = 1e-3
 PROCESS_VERSION = 2  # a part of every kept score's key: raise it when a change here moves a student's numbers
 
@@ -48,6 +50,11 @@ class DistillationProcess:
         students: N.
         device: where they live.
         dtype: of parameters and losses.
+        live: the teachers, one for each student, where they are to run in the loop; the stored ones are silent then.
+
+    Attributes:
+        hook: called before each update with the process and the control; it may train the live teachers and gives
+            the control of this update.
 
     Nothing here knows of rewards or agents, and nothing draws from a global generator.
     """
@@ -61,7 +68,10 @@ class DistillationProcess:
         students: int = 1,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        live: LiveTeacher | None = None,
     ) -> None:
+        self.live = live
+        self.hook: Hook | None = None
         self.device = device or torch.device("cpu")
         self.train = train.to(self.device)
         self.init = init
@@ -69,6 +79,7 @@ class DistillationProcess:
         self.students = students
         self.dtype = dtype
         self.knowledge: list[KnowledgeType] = [KNOWLEDGE.get(name) for name in recipe.knowledge]
+        self.detail = any("tokens" in k.reads for k in self.knowledge)
         arch = init.arch
         self.lessons = Lessons(self.train, teachers, arch.classes, arch.layers, recipe, students, dtype)
         self.params: Params = {
@@ -79,8 +90,9 @@ class DistillationProcess:
         self._table_gradient = torch.zeros_like(self.params["word"], requires_grad=False)  # kept: fresh memory is slow
         self.update = torch.zeros(students, dtype=torch.long)
         self.failed = torch.zeros(students, dtype=torch.bool)
+        self.reasons = [""] * students  # of failures
         self.scale = torch.ones(students, len(self.knowledge), self.lessons.m, dtype=dtype, device=self.device)
-        self.cost = Cost(np.zeros(students, np.int64), np.zeros(students, np.int64))
+        self.cost = Cost.zeros(students)
         self._ahead: Forward | None = None  # of the coming batch, where it was looked at
         self._looked = torch.full((students,), -1)  # the update whose pool each student has paid for
 
@@ -117,7 +129,17 @@ class DistillationProcess:
             self.update[slot] = 0
             self._looked[slot] = -1
             self.failed[slot] = False
-            self.cost.student[slot] = self.cost.evaluation[slot] = 0
+            self.reasons[slot] = ""
+            if self.live is not None:
+                self.live.reset(slot, context.teachers)
+                if self.live.untuned:
+                    for part in ("weight", "bias"):
+                        self.params[f"classifier.{part}"][slot] = 0
+            for flops in self.cost.parts:
+                flops[slot] = 0
+        if not self.recipe.scale_batches or (self.live is not None and self.live.untuned):
+            self.scale[chosen] = 1
+            return
         at = torch.tensor(chosen)
         params = {name: value[at.to(self.device)] for name, value in self.params.items()}
         measured = []
@@ -126,6 +148,11 @@ class DistillationProcess:
             measured.append(batch.losses.mean(-1))
             self.cost.student[chosen] += batch.flops
         self.scale[at.to(self.device)] = torch.stack(measured).mean(0).clamp_(min=MIN_SCALE)
+
+    def fail(self, slot: int, reason: str) -> None:
+        """End a student's run: it stays as it is."""
+        self.failed[slot] = True
+        self.reasons[slot] = self.reasons[slot] or reason
 
     # ------------------------------------------------------------------ the loss
 
@@ -149,8 +176,31 @@ class DistillationProcess:
         rows, widths = drawn or self._rows(slots, offset)
         labels = self.lessons.labels_of(slots, rows)
         tokens = self.train.batch(rows, max(widths))
-        encoded = encode(params, self.init.arch, tokens, self.recipe.attention)
-        teachers = self.lessons.teach(slots, rows)
+        encoded = self.encode(params, tokens)
+        teachers = self._teach(slots, rows, tokens, widths)
+        losses = self.losses(params, encoded, teachers, labels)
+        flops = np.array([forward_flops(self.init.arch, rows.shape[-1], width, self.detail) for width in widths])
+        return Forward(losses, encoded, teachers, labels, tokens.ids, flops)
+
+    def encode(self, params: Params, tokens: Tokens, dropout: Dropout = keep) -> Encoded:
+        """What students with these parameters say of tokens; `plain` attention where fused would not do."""
+        plain = self.detail or dropout is not keep
+        attention = "plain" if plain else self.recipe.attention
+        return encode(params, self.init.arch, tokens, attention, dropout, self.detail)
+
+    def _teach(self, slots: Sequence[int], rows: Tensor, tokens: Tokens, widths: list[int]) -> list[TeacherBatch]:
+        """What the teachers of these students say of their rows, looked up or, where they live, asked."""
+        if self.live is None:
+            return self.lessons.teach(slots, rows)
+        begin = time.perf_counter()
+        with torch.no_grad():
+            said = self.live(tokens, list(slots), detail=self.detail)
+        self.cost.teacher[list(slots)] += [self.live.network.flops(rows.shape[-1], w, self.detail) for w in widths]
+        self.cost.seconds["teacher"] += time.perf_counter() - begin
+        return [self.lessons.matched(said)]
+
+    def losses(self, params: Params, encoded: Encoded, teachers: list[TeacherBatch], labels: Tensor) -> Tensor:
+        """Every knowledge loss of every sample from every teacher [n, K, M, B]; `params` hold the trained maps."""
         losses = []
         for k in self.knowledge:
             per_teacher = []
@@ -159,10 +209,9 @@ class DistillationProcess:
                 heads = {name[len(prefix) :]: v for name, v in params.items() if name.startswith(prefix)}
                 per_teacher.append(k.loss(Batch(encoded, teacher, labels, heads, self.recipe.tau)))
             losses.append(torch.stack(per_teacher, 1).expand(-1, self.lessons.m, -1))
-        flops = np.array([forward_flops(self.init.arch, rows.shape[-1], width) for width in widths])
-        return Forward(torch.stack(losses, 1), encoded, teachers, labels, tokens.ids, flops)
+        return torch.stack(losses, 1)
 
-    def _weights(self, control: Control) -> Tensor:
+    def weights(self, control: Control) -> Tensor:
         """The factor of every loss of every sample [N, K, M, B or 1]: w_k t_m s_i / c_km."""
         weights = control.knowledge.to(self.scale)[:, :, None, None] / self.scale.unsqueeze(-1)
         if control.teachers is None:
@@ -196,25 +245,32 @@ class DistillationProcess:
 
         A student whose loss or gradient is not finite is marked in `failed` [N] and stays as it was before.
         """
-        begin = time.perf_counter()
+        begin, others = time.perf_counter(), self.cost.seconds["teacher"]
         slots = range(self.students)
-        weights = self._weights(control)
+        asked, weights = control, self.weights(control)
         sums: list[Trace] = []
         for _ in range(updates):
+            if self.hook is not None:
+                asked_at = time.perf_counter()
+                control = self.hook(self, asked)
+                weights = self.weights(control)
+                self.cost.seconds["controller"] += time.perf_counter() - asked_at
+                begin += time.perf_counter() - asked_at
             drawn, factor = self._select(control.selection) if control.selection else (None, 1)
-            ahead, self._ahead = self._ahead, None
+            ahead, self._ahead = self._ahead if self.live is None else None, None  # a live teacher may have changed
             batch = self._forward(self.params, slots, drawn=drawn) if drawn or not ahead else ahead
             total = (weights * factor * batch.losses).sum((1, 2)).mean(-1)
             gradients = self._gradients(total.sum(), batch)
             norms = torch.where(total.detach().isfinite(), gradient_norms(gradients), torch.nan)
-            self.failed |= ~norms.isfinite().cpu()
+            for slot in (~norms.isfinite().cpu()).nonzero().flatten().tolist():
+                self.fail(slot, "the student's loss or gradient is not finite")
             norms = torch.where(self.failed.to(norms.device), torch.nan, norms)
             rate = self.learning_rate()
             adamw_step(self.params, gradients, self.adam, rate, norms, self.recipe.clip, self.recipe.decay)
             self.update += 1
             self.cost.student += 3 * batch.flops  # the backward pass costs two forward passes
             sums.append(_trace(batch, norms))
-        self.cost.seconds["student"] += time.perf_counter() - begin
+        self.cost.seconds["student"] += time.perf_counter() - begin - (self.cost.seconds["teacher"] - others)
         return Trace(*(torch.stack(column).mean(0).float().cpu() for column in zip(*sums, strict=True)))
 
     @torch.no_grad()
@@ -247,8 +303,8 @@ class DistillationProcess:
             self.cost.student += batch.flops * (self._looked != self.update).numpy()
             self._looked = self.update.clone()
         self.cost.seconds["student"] += time.perf_counter() - begin
-        encoded = Encoded(*(part.detach() for part in batch.encoded))
-        return batch._replace(losses=batch.losses.detach(), encoded=encoded)
+        logits, cls, word = (part.detach() for part in batch.encoded[:3])
+        return batch._replace(losses=batch.losses.detach(), encoded=Encoded(logits, cls, word))
 
     @torch.no_grad()
     def review(self) -> tuple[Tensor, Tensor]:
@@ -290,21 +346,31 @@ class DistillationProcess:
 
     # ------------------------------------------------------------------ states
 
+    def _held(self) -> Params:
+        """All tensors [N, ...] on the device that a state is made of, by name."""
+        held = {"scale": self.scale}
+        sides = {"": (self.params, self.adam)}
+        if self.live is not None:
+            sides["live."] = self.live.params, self.live.adam
+        for side, (params, adam) in sides.items():
+            held[f"{side}step"] = adam.step
+            for kind, group in (("param", params), ("mean", adam.mean), ("square", adam.square)):
+                held |= {f"{side}{kind}.{name}": value for name, value in group.items()}
+        return held
+
     def snapshot(self, slots: Sequence[int] | None = None) -> State:
         """A copy of these students' states (all by default), from which their runs go on bit by bit."""
         chosen = list(range(self.students)) if slots is None else list(slots)
         at = torch.tensor(chosen)
-        tensors: dict[str, Tensor] = {}
-        for kind, group in (("param", self.params), ("mean", self.adam.mean), ("square", self.adam.square)):
-            tensors |= {f"{kind}.{name}": value.detach()[at.to(self.device)].cpu() for name, value in group.items()}
-        tensors |= {
-            "step": self.adam.step[at.to(self.device)].cpu(),
-            "update": self.update[at],
-            "failed": self.failed[at],
-        }
-        tensors |= {"scale": self.scale[at.to(self.device)].cpu()}
-        tensors["flops"] = torch.from_numpy(np.stack([self.cost.student, self.cost.evaluation], 1))[at]
-        return State(tensors, [self.lessons.seeds[i] for i in chosen], [self.lessons.contexts[i] for i in chosen])
+        tensors = {name: value.detach()[at.to(self.device)].cpu() for name, value in self._held().items()}
+        tensors |= {"update": self.update[at], "failed": self.failed[at]}
+        tensors["flops"] = torch.from_numpy(np.stack(self.cost.parts, 1))[at]
+        return State(
+            tensors,
+            [self.lessons.seeds[i] for i in chosen],
+            [self.lessons.contexts[i] for i in chosen],
+            [self.reasons[i] for i in chosen],
+        )
 
     @torch.no_grad()
     def restore(self, state: State, slots: Sequence[int] | None = None) -> None:
@@ -314,15 +380,15 @@ class DistillationProcess:
         for slot, seed, context in zip(chosen, state.seeds, state.contexts, strict=True):
             self.lessons.identify(slot, seed, context)
         at = torch.tensor(chosen)
-        for kind, group in (("param", self.params), ("mean", self.adam.mean), ("square", self.adam.square)):
-            for name, value in group.items():
-                value[at.to(self.device)] = state.tensors[f"{kind}.{name}"].to(value)
-        self.adam.step[at.to(self.device)] = state.tensors["step"].to(self.device)
+        for name, value in self._held().items():
+            value[at.to(self.device)] = state.tensors[name].to(value)
         self.update[at] = state.tensors["update"]
         self._looked[at] = -1
         self.failed[at] = state.tensors["failed"]
-        self.scale[at.to(self.device)] = state.tensors["scale"].to(self.scale)
-        self.cost.student[chosen], self.cost.evaluation[chosen] = state.tensors["flops"].numpy().T
+        for slot, reason in zip(chosen, state.reasons, strict=True):
+            self.reasons[slot] = reason
+        for flops, kept in zip(self.cost.parts, state.tensors["flops"].numpy().T, strict=True):
+            flops[chosen] = kept
 
     def fork(self, slots: Sequence[int] | None = None) -> "DistillationProcess":
         """A new process that holds copies of these students (all by default; one may be named several times).
@@ -330,8 +396,10 @@ class DistillationProcess:
         It shares the data and the stores; what happens in it never reaches this one.
         """
         state = self.snapshot(slots)
+        count = len(state.seeds)
+        live = None if self.live is None else self.live.fork(count)
         other = DistillationProcess(
-            self.train, self.lessons.teachers, self.init, self.recipe, len(state.seeds), self.device, self.dtype
+            self.train, self.lessons.teachers, self.init, self.recipe, count, self.device, self.dtype, live
         )
         other.restore(state)
         return other

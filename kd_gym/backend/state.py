@@ -30,7 +30,8 @@ class Context:
 
 @dataclass(frozen=True)
 class State:
-    """Parameters, heads, moments, counters and scales of some students, and who they are.
+    """Parameters, heads, moments, counters and scales of some students and of their live teachers, who they are, and
+    why they failed, if they did.
 
     Row order and label noise are functions of seed, context and update, so `update` is the whole data cursor and no
     generator has a state of its own.
@@ -39,10 +40,11 @@ class State:
     tensors: dict[str, Tensor]
     seeds: list[int]
     contexts: list[Context]
+    reasons: list[str]
 
     def save(self, file: Path) -> None:
         """Write one safetensors file."""
-        about = {"seeds": self.seeds, "contexts": [asdict(c) for c in self.contexts]}
+        about = {"seeds": self.seeds, "contexts": [asdict(c) for c in self.contexts], "reasons": self.reasons}
         tensors = {name: value.contiguous() for name, value in self.tensors.items()}
         save_file(tensors, file, metadata={"kd_gym": json.dumps(about)})
 
@@ -52,4 +54,4 @@ class State:
         with safe_open(file, framework="pt") as opened:
             about = json.loads(opened.metadata()["kd_gym"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-        return cls(tensors, about["seeds"], [Context(**c) for c in about["contexts"]])
+        return cls(tensors, about["seeds"], [Context(**c) for c in about["contexts"]], about["reasons"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kd_gym.backend.knowledge import TeacherBatch
-from kd_gym.backend.teacher import Progress, load_teacher, teacher_inputs
+from kd_gym.backend.teacher import Progress, load_teacher, summary_place, teacher_inputs
 from kd_gym.errors import KDGymError
 from kd_gym.files import build_once, cache_dir, digest, file_digest, write_json
 from kd_gym.tasks.data import TaskData
@@ -62,7 +62,7 @@ def _fill(teacher: Path, data: TaskData, split: str, device: torch.device, progr
     model = load_teacher(teacher, device).eval()
     rows = data.split(split).to(device)
     config = model.config
-    place = -1 if config.model_type == "xlnet" else 0  # where the summary token stands
+    place = summary_place(config)
     if config.num_labels != data.classes:
         raise KDGymError(f"teacher {teacher} has {config.num_labels} classes, task {data.task.name} has {data.classes}")
     shape = (len(rows), config.num_hidden_layers, config.hidden_size)

@@ -132,6 +132,11 @@ def teacher_inputs(tokens: Tokens, vocabulary: Tensor, config: PreTrainedConfig)
     return {"input_ids": ids, "token_type_ids": types, "attention_mask": mask.long()}
 
 
+def summary_place(config: PreTrainedConfig) -> int:
+    """Where a model's summary token stands: first, or last for XLNet."""
+    return -1 if config.model_type == "xlnet" else 0
+
+
 def _labels(spec: TeacherSpec, train: TokenSplit, classes: int) -> Tensor:
     """The labels [rows] that a teacher learns."""
     flipped = flip_labels(train.labels, classes, spec.label_noise, spec.seed)

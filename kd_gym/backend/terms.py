@@ -34,6 +34,9 @@ class Recipe:
     attention: Attention = "fused"
 
 
+PARTS = ("student", "evaluation", "teacher", "controller")  # where time goes
+
+
 class Control(NamedTuple):
     """What one decision sets, each student's own: knowledge weights [N, K], which sum to 1; teacher weights [N, M] or
     [N, B, M], which sum to 1 over teachers; sample weights [N, B], of mean 1. None is uniform. A selection chooses
@@ -88,9 +91,20 @@ class Cost:
 
     student: NDArray[np.int64]
     evaluation: NDArray[np.int64]
-    seconds: dict[str, float] = field(default_factory=lambda: {"student": 0.0, "evaluation": 0.0})
+    teacher: NDArray[np.int64]
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    @classmethod
+    def zeros(cls, students: int) -> "Cost":
+        """Nothing spent."""
+        return cls(*(np.zeros(students, np.int64) for _ in range(3)))  # type: ignore[arg-type]
+
+    @property
+    def parts(self) -> tuple[NDArray[np.int64], ...]:
+        """The FLOPs of each part."""
+        return self.student, self.evaluation, self.teacher
 
     @property
     def flops(self) -> NDArray[np.int64]:
-        """Both parts together."""
-        return self.student + self.evaluation
+        """All parts together."""
+        return sum(self.parts, np.zeros_like(self.student))

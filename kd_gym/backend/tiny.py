@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from kd_gym.backend.checkpoint import StudentInit
-from kd_gym.backend.encoder import Architecture
+from kd_gym.backend.encoder import Architecture, Params, parameter_shapes
+from kd_gym.backend.live import BertNetwork, Network
 from kd_gym.backend.store import TeacherStore
 from kd_gym.files import digest
 from kd_gym.tasks.data import TaskData, build_data
@@ -99,3 +100,17 @@ def tiny_store(data: TaskData, name: str, split: str = "train") -> TeacherStore:
     """A pretended teacher over a split: right on 95 % (`early`: 70 %) of the rows, states that follow its logits."""
     labels = tuple(data.split(split).labels.tolist())
     return _tiny_store(data.task.name, labels, data.classes, name)
+
+
+def tiny_teacher(data: TaskData, name: str, untuned: bool) -> tuple[Network, Params]:
+    """A random network as a live teacher; `untuned`, with a classifier of zeros."""
+    arch = Architecture(_LAYERS, _WIDTH, 2, 2 * _WIDTH, len(data.vocabulary), data.classes, positions=64)
+    random = torch.Generator().manual_seed(int(digest(name)[:8], 16))
+    params = {}
+    for key, shape in parameter_shapes(arch).items():
+        params[key] = torch.randn(shape, generator=random) * (0.3 if len(shape) == 2 else 0.0)
+        if "norm" in key and key.endswith("weight"):
+            params[key] += 1
+        if "classifier" in key and untuned:
+            params[key].zero_()
+    return BertNetwork(arch), params

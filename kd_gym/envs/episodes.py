@@ -6,13 +6,16 @@ families (`knowledge_select.py`) the meaning of an action.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 
+from kd_gym.backend.knowledge import KNOWLEDGE
+from kd_gym.backend.live import TeacherKind
 from kd_gym.backend.state import State
 from kd_gym.backend.terms import Evaluation, Trace
 from kd_gym.envs import observation
@@ -41,14 +44,18 @@ class EpisodeConfig:
         reward: `cross_entropy` (its drop on the reward split), `accuracy` (its gain), `relative` (the drop of
             cross-entropy less that of the uniform control with the same seed), or one of three that are measured on
             the batch just trained on: `batch_ce`, `batch_ce_kd`, `batch_mixed`.
-        reward_every: decisions between evaluations; those between get reward 0 and see the last metric.
+        reward_every: decisions between evaluations, the family's own by default; those between get reward 0 and see
+            the last metric.
         context: `default`, `train`, `held-out`, or one published context by name.
+        teacher: `stored` (frozen, looked up), `live` (it runs in the loop, and a controller may train it), or
+            `untuned` (live, and at the start it and the students have a head of zeros).
     """
 
     observation: ObservationKind = "vector"
     reward: RewardKind = "cross_entropy"
-    reward_every: int = 1
+    reward_every: int | None = None
     context: str = "default"
+    teacher: TeacherKind = "stored"
 
     def check(self, family: Family) -> None:
         """Raise `KDGymError` for a value that no env has, or not this one."""
@@ -59,7 +66,13 @@ class EpisodeConfig:
             raise KDGymError(f"reward {self.reward!r} has no meaning where rows are selected; take cross_entropy")
         if family.selects and self.observation == "cls":
             raise KDGymError("observation 'cls' shows the coming batch, which is not yet selected here; take vector")
-        if self.reward_every < 1:
+        check_choice("teacher", self.teacher, TeacherKind)
+        if self.teacher != "stored" and len(family.recipe.teacher_names()) > 1:
+            raise KDGymError(f"several teachers are stored ones; teacher={self.teacher!r} is for ids with one teacher")
+        for name in family.recipe.process.knowledge:
+            if "tokens" in KNOWLEDGE.get(name).reads and self.teacher == "stored":
+                raise KDGymError(f"{name!r} needs the states of all tokens, which no store holds; take teacher='live'")
+        if self.reward_every is not None and self.reward_every < 1:
             raise KDGymError(f"reward_every must be at least 1, not {self.reward_every}")
 
 
@@ -70,10 +83,11 @@ class Episodes:
         config.check(family)
         self.family = family
         self.lab = lab
-        self.config = config
+        self.config = replace(config, reward_every=config.reward_every or family.reward_every)
+        self.every = self.config.reward_every or 1
         self.recipe = lab.recipe
         self.knowledge = lab.recipe.process.knowledge
-        self.process = lab.process(count, teacher_sets(config.context))
+        self.process = lab.process(count, teacher_sets(config.context), config.teacher)
         self.reward_batches = lab.data.split("reward").to(lab.device).batches(lab.recipe.reward_rows)
         self.features = family.features(lab, config.observation)
         self.seed = np.zeros(count, np.int64)
@@ -115,7 +129,7 @@ class Episodes:
         self._record(trace)
         self.decisions += 1
         failed = self.process.failed.numpy()
-        due = (self.decisions % self.config.reward_every == 0) | self.terminated
+        due = (self.decisions % self.every == 0) | self.terminated
         rewards = np.zeros(len(due))
         self.terms[:] = 0
         self.gain[:] = 0
@@ -146,11 +160,10 @@ class Episodes:
         if self.config.reward == "accuracy":
             return self.gain
         if self.config.reward == "relative":
-            every = self.config.reward_every
             for slot in np.flatnonzero(due):
-                seed, updates = int(self.seed[slot]), every * self.family.updates
+                seed, updates = int(self.seed[slot]), self.every * self.family.updates
                 path = uniform_metrics(self.lab, self.family, self.process.lessons.contexts[slot], seed, updates)
-                now = -(-int(self.decisions[slot]) // every)  # the last evaluation may come early
+                now = -(-int(self.decisions[slot]) // self.every)  # the last evaluation may come early
                 self.terms[slot, 1] = path[now - 1] - path[now]
         return self.terms[:, 0] - self.terms[:, 1]
 
@@ -176,6 +189,11 @@ class Episodes:
         return over
 
     # ------------------------------------------------------------------ what is seen
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        """Of one student."""
+        return self.family.observation_space(self.lab, self.config.observation)
 
     def observe(self) -> observation.Array:
         """The observations of all students."""
@@ -240,7 +258,7 @@ class Episodes:
             ],
             "flops": int(self.process.cost.flops[slot]),
             "empty_selections": int(self.empty[slot]),
-            "failure": "the student's loss or gradient is not finite" if self.process.failed[slot] else "",
+            "failure": self.process.reasons[slot],
         }
 
     # ------------------------------------------------------------------ states

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from kd_gym.envs.episodes import EpisodeConfig, Episodes, ObservationKind, RewardKind
+from kd_gym.envs.episodes import EpisodeConfig, Episodes
 from kd_gym.envs.family import Family
 from kd_gym.envs.lab import Lab, open_lab
 from kd_gym.envs.observation import Array
@@ -48,19 +48,28 @@ def checked(space: spaces.Space[Any], action: Any) -> Any:
     return action
 
 
+def described(
+    family: Callable[..., Family], count: int, data: str, device: str, backend: Backend, arguments: dict[str, Any]
+) -> Episodes:
+    """The episodes of N students that an env's keyword arguments describe: each goes to whom it concerns."""
+    parts: list[dict[str, Any]] = [
+        {key: value for key, value in arguments.items() if key in kind.__dataclass_fields__}
+        for kind in (Origin, EpisodeConfig)
+    ]
+    origin, config = Origin(backend=backend, **parts[0]), EpisodeConfig(**parts[1])
+    made = family(origin, **{key: value for key, value in arguments.items() if key not in parts[0] | parts[1]})
+    return Episodes(made, open_lab(made.recipe, data, device, backend), count, config)
+
+
 class DistillationEnv(gym.Env[Array, Any]):
     """One student: Gymnasium's ordinary API over `Episodes` of one.
 
     Args:
-        task: a task's name, or None for own data.
-        base: of the `-Base` id.
-        teachers: a JSON file of teachers in place of the id's own (see `read_teachers`).
-        observation, reward, reward_every, context: see `EpisodeConfig`.
         data: `auto`, `hub`, `embedded` or a path.
         device: `auto`, `cpu` or `cuda`.
         backend: `full`; `tiny` for tests.
         render_mode: `ansi` or `rgb_array`.
-        options: what the family adds; see its page.
+        arguments: the attributes of `Origin` and `EpisodeConfig`, and what the family adds; see its page.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's own form)
@@ -72,26 +81,16 @@ class DistillationEnv(gym.Env[Array, Any]):
 
     def __init__(
         self,
-        task: str | None = None,
-        base: bool = False,
-        teachers: str | None = None,
-        observation: ObservationKind = "vector",
-        reward: RewardKind = "cross_entropy",
-        reward_every: int | None = None,
-        context: str = "default",
         data: str = "auto",
         device: str = "auto",
         backend: Backend = "full",
         render_mode: str | None = None,
-        **options: Any,
+        **arguments: Any,
     ) -> None:
-        family = self.family = self.Family(Origin(task, base, backend, teachers), **options)
-        config = EpisodeConfig(
-            observation, reward, family.reward_every if reward_every is None else reward_every, context
-        )
-        self.episodes = Episodes(family, open_lab(family.recipe, data, device, backend), 1, config)
-        self.action_space = family.action_space
-        self.observation_space = family.observation_space(self.lab, observation)  # type: ignore[assignment]
+        self.episodes = described(self.Family, 1, data, device, backend, arguments)
+        self.family = self.episodes.family
+        self.action_space = self.family.action_space
+        self.observation_space = self.episodes.observation_space  # type: ignore[assignment]
         self.render_mode = render_mode
         self._history: list[NDArray[np.float64]] = []
         self._running = False
@@ -180,30 +179,20 @@ class DistillationVectorEnv(gym.vector.VectorEnv[Array, Any, NDArray[Any]]):
     def __init__(
         self,
         num_envs: int = 1,
-        task: str | None = None,
-        base: bool = False,
-        teachers: str | None = None,
-        observation: ObservationKind = "vector",
-        reward: RewardKind = "cross_entropy",
-        reward_every: int | None = None,
-        context: str = "default",
         data: str = "auto",
         device: str = "auto",
         backend: Backend = "full",
         render_mode: str | None = None,
-        **options: Any,
+        **arguments: Any,
     ) -> None:
         if num_envs < 1:
             raise KDGymError(f"num_envs must be at least 1, not {num_envs}")
         self.num_envs = num_envs
         self.render_mode = render_mode
-        family = self.family = self.Family(Origin(task, base, backend, teachers), **options)
-        config = EpisodeConfig(
-            observation, reward, family.reward_every if reward_every is None else reward_every, context
-        )
-        self.episodes = Episodes(family, open_lab(family.recipe, data, device, backend), num_envs, config)
-        self.single_action_space = family.action_space
-        self.single_observation_space = family.observation_space(self.lab, observation)
+        self.episodes = described(self.Family, num_envs, data, device, backend, arguments)
+        self.family = self.episodes.family
+        self.single_action_space = self.family.action_space
+        self.single_observation_space = self.episodes.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._generators = [np.random.default_rng() for _ in range(num_envs)]

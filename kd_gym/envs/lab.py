@@ -1,17 +1,19 @@
 """Everything an env and a scorer share: the data, the teachers and the start of students, opened once."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from kd_gym.backend.checkpoint import StudentInit
+from kd_gym.backend.encoder import Params
+from kd_gym.backend.live import LiveTeacher, Network, TeacherKind, open_teacher
 from kd_gym.backend.process import PROCESS_VERSION, DistillationProcess
 from kd_gym.backend.store import TeacherStore, teacher_store
 from kd_gym.backend.teacher import MINILM, Progress, TeacherSpec, fine_tuned, training_seconds, word_states
-from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store
+from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store, tiny_teacher
 from kd_gym.envs.contexts import context_set, teacher_sets
 from kd_gym.envs.recipes import Backend, EnvRecipe
 from kd_gym.errors import KDGymError
@@ -74,6 +76,7 @@ class Teacher:
         data: the task under its own tokenizer.
         folder: where its checkpoint is; None: it has none.
         over: gives its outputs on another split.
+        live: gives its network and parameters, tuned or not.
         seconds: what tuning and storing it took, once.
     """
 
@@ -83,6 +86,7 @@ class Teacher:
     data: TaskData
     folder: Path | None
     over: Callable[[str], TeacherStore]
+    live: Callable[[bool], tuple[Network, Params]]
     seconds: float = 0.0
 
 
@@ -137,22 +141,31 @@ class Lab:
         drawn = [asdict(c) for c in context_set(context)]
         return digest(PROCESS_VERSION, self.recipe.hash, self.data.fingerprint, self.teacher.hash, hashes, drawn)
 
-    def process(self, students: int, sets: Iterable[str]) -> DistillationProcess:
-        """A process over the train split with these teacher sets loaded. It never sees `select` and `report`."""
+    def process(self, students: int, sets: Iterable[str], kind: TeacherKind = "stored") -> DistillationProcess:
+        """A process over the train split with these teacher sets. It never sees `select` and `report`."""
+        members = {name: self.teachers(name) for name in sorted(set(sets))}
         return DistillationProcess(
             self.data.split("train"),
-            {name: tuple(t.store for t in self.teachers(name)) for name in sorted(set(sets))},
+            {name: tuple(teacher.store for teacher in teachers) for name, teachers in members.items()},
             self.init,
             self.recipe.process,
             students,
             self.device,
+            live=None if kind == "stored" else self._live(members, students, kind == "untuned"),
         )
+
+    def _live(self, members: Mapping[str, Sequence[Teacher]], students: int, untuned: bool) -> LiveTeacher:
+        """The first teacher of each set, running in the loop; `untuned`, as it was before it was tuned."""
+        opened = {name: teachers[0].live(untuned) for name, teachers in members.items()}
+        network = next(iter(opened.values()))[0]
+        return LiveTeacher(network, {n: start for n, (_, start) in opened.items()}, students, untuned, self.device)
 
 
 def _pretended(spec: TeacherSpec, data: TaskData) -> Teacher:
     """A teacher of the tiny backend."""
     over = functools.partial(tiny_store, data, spec.name)
-    return Teacher(spec, over("train"), f"tiny-{spec.name}", data, None, over)
+    live = functools.partial(tiny_teacher, data, spec.name)
+    return Teacher(spec, over("train"), f"tiny-{spec.name}", data, None, over, live)
 
 
 @functools.lru_cache(maxsize=8)
@@ -188,9 +201,12 @@ def open_lab(recipe: EnvRecipe, data: str = "auto", device: str = "auto", backen
         def over(split: str) -> TeacherStore:
             return teacher_store(chosen, own, split, target, progress)
 
+        def live(untuned: bool) -> tuple[Network, Params]:
+            return open_teacher(folder if untuned else chosen, own.vocabulary, own.classes, target, untuned)
+
         store = over("train")
         seconds = training_seconds(chosen) + store.seconds
-        return Teacher(spec, store, store.key["weights"][:16], own, chosen, over, seconds)
+        return Teacher(spec, store, store.key["weights"][:16], own, chosen, over, live, seconds)
 
     def start(teacher: Teacher) -> StudentInit:
         assert teacher.folder is not None

@@ -1,6 +1,7 @@
 """One id, one exact recipe: what an environment id means on every machine."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +28,38 @@ class Origin:
         task: a task's name, or None for own data.
         base: of the `-Base` id.
         backend: under `tiny` all recipes are the same few short updates.
-        teachers: a file of teachers to take in place of the id's own (see `read_teachers`).
+        teachers: a JSON file of teachers to take in place of the id's own (see `read_teachers`).
+        knowledge: the knowledge types to use in place of the id's own, by name, with commas between them.
+        tau: the temperature of soft targets in place of the id's own.
+        scales: whether losses are measured at the start and scaled to an equal pull; without, weights are as given.
     """
 
     task: str | None = None
     base: bool = False
     backend: Backend = "full"
     teachers: str | None = None
+    knowledge: str | None = None
+    tau: float | None = None
+    scales: bool = True
+
+    def process(self, recipe: Recipe) -> Recipe:
+        """The recipe with what this says otherwise.
+
+        Raises:
+            KDGymError: an unknown knowledge type, one named twice, or a temperature that is not positive.
+        """
+        if self.knowledge is not None:
+            names = tuple(name.strip() for name in self.knowledge.split(","))
+            for name in names:
+                KNOWLEDGE.get(name)
+            if len(set(names)) < len(names):
+                raise KDGymError(f"knowledge {self.knowledge!r} names a type twice")
+            recipe = replace(recipe, knowledge=names)
+        if self.tau is not None:
+            if not 0 < self.tau < math.inf:
+                raise KDGymError(f"tau must be positive, not {self.tau}")
+            recipe = replace(recipe, tau=float(self.tau))
+        return recipe if self.scales else replace(recipe, scale_batches=0)
 
 
 @dataclass(frozen=True)
@@ -189,6 +215,7 @@ def recipe_of(origin: Origin, knowledge: tuple[str, ...] | None = None, several:
     mini = EnvRecipe(task, teachers=_sets(first, *others))
     if knowledge is not None:
         mini = replace(mini, process=replace(mini.process, knowledge=knowledge))
+    mini = replace(mini, process=origin.process(mini.process))
     if origin.backend == "tiny":
         return replace(mini, process=replace(mini.process, horizon=20, batch=8), updates=4, reward_rows=32)
     if not base:

@@ -8,6 +8,7 @@ import gymnasium as gym
 
 from kd_gym import ENV_IDS
 from kd_gym.agents.protocol import Controller, agent_class, check_fit
+from kd_gym.envs.episodes import EpisodeConfig
 from kd_gym.envs.faces import DistillationEnv, DistillationVectorEnv
 from kd_gym.envs.family import Family
 from kd_gym.envs.lab import Lab, open_lab
@@ -90,8 +91,8 @@ class EnvSpec:
         """What actions mean, and the recipe, under these arguments."""
         cls, kwargs = _env_class(self.env).Family, gym.spec(self.id).kwargs
         options = {k: v for k, v in self.config.items() if k in inspect.signature(cls).parameters}
-        origin = Origin(kwargs["task"], kwargs.get("base", False), self.backend, self.config.get("teachers"))
-        return cls(origin, **options)
+        named = {k: v for k, v in {**kwargs, **self.config}.items() if k in Origin.__dataclass_fields__}
+        return cls(Origin(backend=self.backend, **named), **options)
 
     def lab(self) -> Lab:
         """The data, teachers and starts behind the env."""
@@ -123,7 +124,7 @@ def _env_class(env: str) -> type[DistillationEnv]:
 
 def env_arguments(env: str) -> dict[str, inspect.Parameter]:
     """The keyword arguments of an id that a user may set, beside data, device and backend."""
-    cls = _env_class(env)
-    parameters = {**inspect.signature(cls.Family).parameters, **inspect.signature(cls).parameters}
-    hidden = {"self", "origin", "task", "base", "data", "device", "backend", "render_mode", "options"}
+    parts = (_env_class(env).Family, EpisodeConfig, Origin)
+    parameters = {name: p for part in parts for name, p in inspect.signature(part).parameters.items()}
+    hidden = {"self", "origin", "task", "base", "backend"}
     return {name: p for name, p in parameters.items() if name not in hidden}
