@@ -52,6 +52,15 @@ class Uniform(_Weights):
         return np.zeros(self.action_space.shape or (), np.float32)
 
 
+class UniformWithReward(Uniform):
+    """The uniform control, trained on `train` and `reward` together: what controllers have to beat that learn from the
+    labels of `reward`. It stands beside them in every table.
+    """
+
+    options: ClassVar = {"rows": "train+reward"}
+    reads_reward = True
+
+
 class Static(_Weights):
     """`static:W1,W2,...`: fixed weights in the order of the env's own (knowledge types, teachers, quantiles)."""
 

@@ -110,7 +110,11 @@ class Controller:
         return np.random.default_rng([self.seed, *words])
 
     def begin(self, env: Any) -> None:
-        """Called with the env before each episode that is scored; only an oracle has a use for it."""
+        """Called with the env after each reset of an episode that is scored.
+
+        Who needs more than observations takes it from here: an oracle forks the process, a gradient-based controller
+        sets its `hook`.
+        """
 
     def learn(self, env: gym.vector.VectorEnv[Any, Any, Any], steps: int, folder: Path) -> None:
         """Learn from `steps` decisions of the students of `env`; TensorBoard events go to `folder`."""
@@ -130,6 +134,10 @@ class Controller:
         """Floating point operations of an episode of so many decisions."""
         return decisions * self.flops
 
+    def notes(self) -> dict[str, Any]:
+        """What it has to tell of the episode since `begin`, by name, as JSON can hold it: kept with the score."""
+        return {}
+
 
 AGENTS = Registry(
     "agents",
@@ -142,6 +150,7 @@ AGENTS = Registry(
         "aks": "kd_gym.agents.aks:AKS",
         "rlkd": "kd_gym.agents.rlkd:RLKD",
         "uniform": "kd_gym.agents.heuristics:Uniform",
+        "uniform+reward": "kd_gym.agents.heuristics:UniformWithReward",
         "random": "kd_gym.agents.heuristics:Random",
         "static": "kd_gym.agents.heuristics:Static",
         "single": "kd_gym.agents.heuristics:Single",
@@ -155,6 +164,10 @@ AGENTS = Registry(
         "exp3": "kd_gym.agents.bandits:Exp3",
         "linucb": "kd_gym.agents.bandits:LinUCB",
         "greedy": "kd_gym.agents.greedy:Greedy",
+        "lgtm": "kd_gym.agents.lgtm:LGTM",
+        "lgtm-priority": "kd_gym.agents.lgtm:LGTMPriority",
+        "ikd": "kd_gym.agents.ikd:IKD",
+        "meta-distil": "kd_gym.agents.meta_distil:MetaDistil",
     },
 )
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import kd_gym  # noqa: F401 (registers the ids)
+from kd_gym.backend.live import LiveTeacher
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.terms import Recipe
-from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store
+from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store, tiny_teacher
 from kd_gym.envs.recipes import Origin
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import load
@@ -56,15 +57,24 @@ def _one_thread():
 
 @pytest.fixture
 def make_process():
-    """A process of tiny students on generated text; a context's teachers are one of these, or several."""
+    """A process of tiny students on generated text; a context's teachers are one of these, or several.
 
-    def make(students=1, task="SST2", dtype=torch.float32, teachers=("full", "early", "flipped"), **recipe):
+    They are stored ones, unless `live` is true or "untuned".
+    """
+
+    def make(students=1, task="SST2", dtype=torch.float32, teachers=("full", "early", "flipped"), live=False, **recipe):
         data = tiny_data(task)
         sets = teachers if isinstance(teachers, dict) else {name: (name,) for name in teachers}
         stores = {name: tuple(tiny_store(data, member) for member in members) for name, members in sets.items()}
         settings = {"horizon": 20, "batch": 8, **recipe}
+        loop = None
+        if live:
+            opened = {name: tiny_teacher(data, members[0], live == "untuned") for name, members in sets.items()}
+            network = opened["full"][0]
+            starts = {name: start for name, (_, start) in opened.items()}
+            loop = LiveTeacher(network, starts, students, live == "untuned", dtype=dtype)
         return DistillationProcess(
-            data.split("train"), stores, tiny_init(data), Recipe(**settings), students, dtype=dtype
+            data.split("train"), stores, tiny_init(data), Recipe(**settings), students, dtype=dtype, live=loop
         )
 
     return make

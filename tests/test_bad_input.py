@@ -94,7 +94,8 @@ def test_a_misspelt_agent_is_answered_with_the_nearest_one(complaint, name):
 
 @pytest.mark.parametrize("name", KNOWLEDGE.names())
 def test_a_misspelt_knowledge_type_is_answered_with_the_nearest_one(complaint, name):
-    assert f"did you mean {name!r}?" in complaint("evaluate", *SST2, *TINY, f"single:{misspelt(name)}")
+    wrong = misspelt(name)
+    assert f"did you mean {name!r}?" in complaint("evaluate", *SST2, *TINY, "uniform", "--env-config.knowledge", wrong)
     assert f"did you mean {name!r}?" in complaint("describe", misspelt(name))
 
 

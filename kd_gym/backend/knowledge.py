@@ -16,19 +16,21 @@ class TeacherBatch(NamedTuple):
     """What one teacher says of each student's batch: logits [N, B, C] and the matched [CLS] states [N, L, B, H_t].
 
     Layer l of `cls` is the teacher's layer that student layer l is matched with. `detail`, with all layers, comes from
-    live teachers alone, where a knowledge type reads `tokens`.
+    live teachers alone, where a knowledge type reads `tokens`; `late`, the states of the layers before the last one
+    [N, L - 1, B, H_t], where one reads it.
     """
 
     logits: Tensor
     cls: Tensor
     detail: Detail | None = None
+    late: Tensor | None = None
 
 
 class Batch(NamedTuple):
     """What a knowledge loss may read: the student's and one teacher's word on the batch, and the labels [N, B].
 
     `heads` are the trained maps of this knowledge type to this teacher, by name, each [N, ...]; `tau` is the
-    temperature of soft targets.
+    temperature of soft targets, `progress` [N] the part of the run that is done.
     """
 
     student: Encoded
@@ -36,6 +38,12 @@ class Batch(NamedTuple):
     labels: Tensor
     heads: dict[str, Tensor]
     tau: float
+    progress: Tensor
+
+
+def matched_layers(student: int, teacher: int) -> list[int]:
+    """The teacher's layers, from 0, that the student's are matched with: at the same relative depth."""
+    return [(i + 1) * teacher // student - 1 for i in range(student)]
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,8 @@ class KnowledgeType:
     """One way to transfer.
 
     `loss` maps a `Batch` to one value for each sample, [N, B]; `reads` names the teacher fields that it needs
-    (`logits`, `cls`, and `tokens`, which live teachers alone can give); `heads` gives the shapes of its trained maps
-    from the student's shape and the teacher's width.
+    (`logits`, `cls`, `late`, and `tokens`, which live teachers alone can give); `heads` gives the shapes of its
+    trained maps from the student's shape and the teacher's width.
     """
 
     name: str
@@ -98,5 +106,13 @@ KNOWLEDGE = Registry(
             ),
             KnowledgeType("relation", "similarities within the batch", frozenset({"cls"}), relation_loss),
         )
+    }
+    | {
+        name: f"kd_gym.backend.{module}_knowledge:{name.replace('-', '_')}"
+        for module, names in {
+            "classic": ("soft-mse", "annealed", "spherical", "correlation", "rkd", "pkd-skip", "pkd-last"),
+            "token": ("attention", "hidden", "fsp", "self-relation"),
+        }.items()
+        for name in names
     },
 )

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_gym.backend.encoder import Encoded
-from kd_gym.backend.knowledge import TeacherBatch
+from kd_gym.backend.encoder import Detail, Encoded
+from kd_gym.backend.knowledge import KNOWLEDGE, TeacherBatch, matched_layers
 from kd_gym.backend.state import Context
-from kd_gym.backend.store import TeacherStore
+from kd_gym.backend.store import Store
 from kd_gym.backend.terms import Recipe
 from kd_gym.errors import KDGymError
 from kd_gym.tasks.batches import Buckets, RowStream, flip_labels
@@ -27,19 +27,22 @@ class Lessons:
         recipe: how they are trained.
         students: N.
         dtype: of what teachers say.
+        clean: so many of the last rows are clean in every context, and left out by none.
     """
 
     def __init__(
         self,
         train: TokenSplit,
-        teachers: Mapping[str, Sequence[TeacherStore]],
+        teachers: Mapping[str, Sequence[Store]],
         classes: int,
         layers: int,
         recipe: Recipe,
         students: int,
         dtype: torch.dtype,
+        clean: int = 0,
     ) -> None:
         self.train = train
+        self.noisy = len(train) - clean
         self.teachers = teachers
         self.classes = classes
         self.dtype = dtype
@@ -47,9 +50,15 @@ class Lessons:
         if any(len(group) != len(self.first) for group in teachers.values()):
             raise KDGymError("all teacher sets of a process must have the same number of teachers")
         self.m = len(self.first)
+        self.layers = layers
+        late = any("late" in KNOWLEDGE.get(name).reads for name in recipe.knowledge)
         self.layer_map = [
-            torch.tensor([(i + 1) * teacher.layers // layers - 1 for i in range(layers)]) for teacher in self.first
+            torch.tensor(matched_layers(layers, depth) + list(range(depth - layers, depth - 1)) * late)
+            for depth in (teacher.layers for teacher in self.first)
         ]
+        for teacher in self.first:
+            if layers > teacher.layers:
+                raise KDGymError(f"a teacher of {teacher.layers} layers has none for each of the student's {layers}")
         self.buckets = Buckets(train.length, recipe.batch, recipe.data_key)
         self.seeds = [0] * students
         self.contexts = [Context()] * students
@@ -61,8 +70,9 @@ class Lessons:
         if context.teachers not in self.teachers:
             raise KDGymError(f"context {context.name!r} wants teachers {context.teachers!r}, which are not loaded")
         self.seeds[slot], self.contexts[slot] = seed, context
-        self.streams[slot] = RowStream(self.buckets, seed, context.train_share)
-        self.labels[slot] = flip_labels(self.train.labels, self.classes, context.label_noise, seed)
+        self.streams[slot] = RowStream(self.buckets, seed, context.train_share, self.noisy)
+        noisy = self.train.labels[: self.noisy]
+        self.labels[slot, : self.noisy] = flip_labels(noisy, self.classes, context.label_noise, seed)
 
     def rows(self, slots: Sequence[int], updates: Sequence[int], count: int | None = None) -> tuple[Tensor, list[int]]:
         """The rows [n, B] that these students train on at these updates, and the width of each one's own.
@@ -87,9 +97,14 @@ class Lessons:
         for m in range(self.m):
             parts = [self.teachers[name][m].get(rows[places], self.layer_map[m]) for name, places in groups.items()]
             logits, cls = (torch.cat([getattr(part, field) for part in parts]) for field in ("logits", "cls"))
-            said.append(TeacherBatch(logits[order].to(self.dtype), cls[order].to(self.dtype)))
+            said.append(self._batch(logits[order].to(self.dtype), cls[order].to(self.dtype)))
         return said
 
     def matched(self, said: Encoded) -> TeacherBatch:
         """What a live teacher says [n, B, ...], with the layers that the student's are matched with."""
-        return TeacherBatch(said.logits, said.cls[:, self.layer_map[0].to(said.cls.device)], said.detail)
+        return self._batch(said.logits, said.cls[:, self.layer_map[0].to(said.cls.device)], said.detail)
+
+    def _batch(self, logits: Tensor, cls: Tensor, detail: Detail | None = None) -> TeacherBatch:
+        """With the states of the layer map [n, L or 2 L - 1, B, H_t] told apart."""
+        matched, late = cls[:, : self.layers], cls[:, self.layers :]
+        return TeacherBatch(logits, matched, detail, late if late.shape[1] else None)

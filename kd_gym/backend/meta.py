@@ -7,8 +7,8 @@ lr P v is one number, and its gradient by the teacher's parameters is all of it.
 """
 
 import zlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,10 @@ def look_ahead(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> Lookahead:
-    """One AdamW step of all students on copies of plain tensors; `p` and `state` stay as they are."""
+    """One AdamW step of all students on copies of plain tensors; `p` and `state` stay as they are.
+
+    As in `adamw_step`, `gradients` are clipped in place.
+    """
     ahead = {name: value.detach().clone() for name, value in p.items()}
     mean, square = ({name: value.clone() for name, value in group.items()} for group in (state.mean, state.square))
     moved = AdamWState(mean, square, state.step.clone())
@@ -59,7 +62,7 @@ def sgd_ahead(p: Params, gradients: Params, learning_rate: float) -> Lookahead:
     return Lookahead(ahead, {name: torch.full_like(value, learning_rate) for name, value in ahead.items()})
 
 
-def norm(direction: Params) -> Tensor:
+def norm(direction: Mapping[Any, Tensor]) -> Tensor:
     """The norm of all tensors together."""
     total: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in direction.values()]))
     return total

@@ -55,7 +55,8 @@ def adamw_step(
     A student whose gradient is not finite (`norms` [N] says) is left as it is. Matrices decay; biases, norms and
     embeddings do not, so rows of the vocabulary that never occur stay as they came.
 
-    The kernel takes one learning rate, so it runs once a student; clipping is its `grad_scale`.
+    The kernel takes one learning rate, so it runs once a student; clipping is its `grad_scale`, which leaves the
+    clipped gradients in `gradients`.
     """
     decayed = [k for k in p if not any(part in k for part in UNDECAYED)]
     kept = [k for k in p if k not in decayed]

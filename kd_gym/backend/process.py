@@ -17,7 +17,7 @@ from kd_gym.backend.live import LiveTeacher
 from kd_gym.backend.optim import AdamWState, adamw_step, gradient_norms
 from kd_gym.backend.sampling import Selection, choose, difficulties, quantile_scores
 from kd_gym.backend.state import Context, State
-from kd_gym.backend.store import TeacherStore
+from kd_gym.backend.store import Store
 from kd_gym.backend.terms import Control, Cost, Evaluation, Forward, Recipe, Trace
 from kd_gym.tasks.tokens import Tokens, TokenSplit
 
@@ -51,6 +51,7 @@ class DistillationProcess:
         device: where they live.
         dtype: of parameters and losses.
         live: the teachers, one for each student, where they are to run in the loop; the stored ones are silent then.
+        clean: so many of the last rows are clean in every context, and left out by none.
 
     Attributes:
         hook: called before each update with the process and the control; it may train the live teachers and gives
@@ -62,13 +63,14 @@ class DistillationProcess:
     def __init__(
         self,
         train: TokenSplit,
-        teachers: Mapping[str, Sequence[TeacherStore]],
+        teachers: Mapping[str, Sequence[Store]],
         init: StudentInit,
         recipe: Recipe,
         students: int = 1,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         live: LiveTeacher | None = None,
+        clean: int = 0,
     ) -> None:
         self.live = live
         self.hook: Hook | None = None
@@ -81,7 +83,7 @@ class DistillationProcess:
         self.knowledge: list[KnowledgeType] = [KNOWLEDGE.get(name) for name in recipe.knowledge]
         self.detail = any("tokens" in k.reads for k in self.knowledge)
         arch = init.arch
-        self.lessons = Lessons(self.train, teachers, arch.classes, arch.layers, recipe, students, dtype)
+        self.lessons = Lessons(self.train, teachers, arch.classes, arch.layers, recipe, students, dtype, clean)
         self.params: Params = {
             name: torch.zeros(students, *shape, dtype=dtype, device=self.device).requires_grad_()
             for name, shape in (parameter_shapes(arch) | self._head_shapes()).items()
@@ -178,14 +180,16 @@ class DistillationProcess:
         tokens = self.train.batch(rows, max(widths))
         encoded = self.encode(params, tokens)
         teachers = self._teach(slots, rows, tokens, widths)
-        losses = self.losses(params, encoded, teachers, labels)
+        losses = self.losses(params, encoded, teachers, labels, self.progress[list(slots)])
         flops = np.array([forward_flops(self.init.arch, rows.shape[-1], width, self.detail) for width in widths])
         return Forward(losses, encoded, teachers, labels, tokens.ids, flops)
 
-    def encode(self, params: Params, tokens: Tokens, dropout: Dropout = keep) -> Encoded:
-        """What students with these parameters say of tokens; `plain` attention where fused would not do."""
-        plain = self.detail or dropout is not keep
-        attention = "plain" if plain else self.recipe.attention
+    def encode(self, params: Params, tokens: Tokens, dropout: Dropout = keep, plain: bool = False) -> Encoded:
+        """What students with these parameters say of tokens [N or 1, B, T].
+
+        `plain` attention has second derivatives and derivatives in forward mode, and is taken where fused would not do.
+        """
+        attention = "plain" if plain or self.detail or dropout is not keep else self.recipe.attention
         return encode(params, self.init.arch, tokens, attention, dropout, self.detail)
 
     def _teach(self, slots: Sequence[int], rows: Tensor, tokens: Tokens, widths: list[int]) -> list[TeacherBatch]:
@@ -199,7 +203,26 @@ class DistillationProcess:
         self.cost.seconds["teacher"] += time.perf_counter() - begin
         return [self.lessons.matched(said)]
 
-    def losses(self, params: Params, encoded: Encoded, teachers: list[TeacherBatch], labels: Tensor) -> Tensor:
+    def coming(self, pool: int | None = None) -> tuple[Tokens, Tensor]:
+        """The tokens [N, B, T] and labels [N, B] of the coming update, or of the pool of candidates for it."""
+        slots = range(self.students)
+        rows, widths = self._rows(slots, count=pool)
+        return self.train.batch(rows, max(widths)), self.lessons.labels_of(slots, rows)
+
+    def each(
+        self, params: Params, encoded: Encoded, teachers: list[TeacherBatch], labels: Tensor, control: Control
+    ) -> Tensor:
+        """The loss of each sample under a control [N, B]: the design's formula before its mean over samples."""
+        return (self.weights(control) * self.losses(params, encoded, teachers, labels, self.progress)).sum((1, 2))
+
+    @property
+    def progress(self) -> Tensor:
+        """The part of each student's run that is done [N]."""
+        return (self.update / self.recipe.horizon).clamp(max=1).to(self.device)
+
+    def losses(
+        self, params: Params, encoded: Encoded, teachers: list[TeacherBatch], labels: Tensor, progress: Tensor
+    ) -> Tensor:
         """Every knowledge loss of every sample from every teacher [n, K, M, B]; `params` hold the trained maps."""
         losses = []
         for k in self.knowledge:
@@ -207,7 +230,7 @@ class DistillationProcess:
             for m, teacher in enumerate(teachers if k.reads else teachers[:1]):
                 prefix = f"head.{k.name}.{m}."
                 heads = {name[len(prefix) :]: v for name, v in params.items() if name.startswith(prefix)}
-                per_teacher.append(k.loss(Batch(encoded, teacher, labels, heads, self.recipe.tau)))
+                per_teacher.append(k.loss(Batch(encoded, teacher, labels, heads, self.recipe.tau, progress)))
             losses.append(torch.stack(per_teacher, 1).expand(-1, self.lessons.m, -1))
         return torch.stack(losses, 1)
 
@@ -399,7 +422,15 @@ class DistillationProcess:
         count = len(state.seeds)
         live = None if self.live is None else self.live.fork(count)
         other = DistillationProcess(
-            self.train, self.lessons.teachers, self.init, self.recipe, count, self.device, self.dtype, live
+            self.train,
+            self.lessons.teachers,
+            self.init,
+            self.recipe,
+            count,
+            self.device,
+            self.dtype,
+            live,
+            len(self.train) - self.lessons.noisy,
         )
         other.restore(state)
         return other

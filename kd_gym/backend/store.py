@@ -57,6 +57,36 @@ class TeacherStore:
                 )
 
 
+@dataclass(frozen=True)
+class JoinedStore:
+    """Two stores of one teacher as one: over the rows of a split, and after them those of another."""
+
+    first: TeacherStore
+    second: TeacherStore
+
+    @property
+    def width(self) -> int:
+        """The teacher's hidden size."""
+        return self.first.width
+
+    @property
+    def layers(self) -> int:
+        """The number of layers."""
+        return self.first.layers
+
+    def get(self, rows: Tensor, layers: Tensor) -> TeacherBatch:
+        """As `TeacherStore.get`."""
+        count = len(self.first.logits)
+        later = rows >= count
+        one = self.first.get(rows.clamp(max=count - 1), layers)
+        two = self.second.get((rows - count).clamp(min=0), layers)
+        logits = torch.where(later.unsqueeze(-1), two.logits, one.logits)
+        return TeacherBatch(logits, torch.where(later[:, None, :, None], two.cls, one.cls))
+
+
+Store = TeacherStore | JoinedStore
+
+
 @torch.inference_mode()
 def _fill(teacher: Path, data: TaskData, split: str, device: torch.device, progress: Progress, folder: Path) -> None:
     model = load_teacher(teacher, device).eval()

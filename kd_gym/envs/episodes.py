@@ -21,7 +21,7 @@ from kd_gym.backend.terms import Evaluation, Trace
 from kd_gym.envs import observation
 from kd_gym.envs.contexts import context_set, draw_context, teacher_sets
 from kd_gym.envs.family import Decision, Family
-from kd_gym.envs.lab import Lab
+from kd_gym.envs.lab import Lab, Rows
 from kd_gym.envs.relative import uniform_metrics
 from kd_gym.errors import KDGymError
 from kd_gym.plugins import check_choice
@@ -49,6 +49,8 @@ class EpisodeConfig:
         context: `default`, `train`, `held-out`, or one published context by name.
         teacher: `stored` (frozen, looked up), `live` (it runs in the loop, and a controller may train it), or
             `untuned` (live, and at the start it and the students have a head of zeros).
+        rows: what students are trained on: `train`, or `train+reward`, whose second part is clean in every context;
+            then the reward says nothing, and there is only a score.
     """
 
     observation: ObservationKind = "vector"
@@ -56,6 +58,7 @@ class EpisodeConfig:
     reward_every: int | None = None
     context: str = "default"
     teacher: TeacherKind = "stored"
+    rows: Rows = "train"
 
     def check(self, family: Family) -> None:
         """Raise `KDGymError` for a value that no env has, or not this one."""
@@ -67,6 +70,7 @@ class EpisodeConfig:
         if family.selects and self.observation == "cls":
             raise KDGymError("observation 'cls' shows the coming batch, which is not yet selected here; take vector")
         check_choice("teacher", self.teacher, TeacherKind)
+        check_choice("rows", self.rows, Rows)
         if self.teacher != "stored" and len(family.recipe.teacher_names()) > 1:
             raise KDGymError(f"several teachers are stored ones; teacher={self.teacher!r} is for ids with one teacher")
         for name in family.recipe.process.knowledge:
@@ -87,7 +91,7 @@ class Episodes:
         self.every = self.config.reward_every or 1
         self.recipe = lab.recipe
         self.knowledge = lab.recipe.process.knowledge
-        self.process = lab.process(count, teacher_sets(config.context), config.teacher)
+        self.process = lab.process(count, teacher_sets(config.context), config.teacher, config.rows)
         self.reward_batches = lab.data.split("reward").to(lab.device).batches(lab.recipe.reward_rows)
         self.features = family.features(lab, config.observation)
         self.seed = np.zeros(count, np.int64)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -11,7 +12,7 @@ from kd_gym.backend.checkpoint import StudentInit
 from kd_gym.backend.encoder import Params
 from kd_gym.backend.live import LiveTeacher, Network, TeacherKind, open_teacher
 from kd_gym.backend.process import PROCESS_VERSION, DistillationProcess
-from kd_gym.backend.store import TeacherStore, teacher_store
+from kd_gym.backend.store import JoinedStore, Store, TeacherStore, teacher_store
 from kd_gym.backend.teacher import MINILM, Progress, TeacherSpec, fine_tuned, training_seconds, word_states
 from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store, tiny_teacher
 from kd_gym.envs.contexts import context_set, teacher_sets
@@ -21,6 +22,8 @@ from kd_gym.files import digest
 from kd_gym.tasks import embedded
 from kd_gym.tasks.data import TaskData, load_data
 from kd_gym.tasks.sources import cache_alone_unless_the_hub_answers
+
+Rows = Literal["train", "train+reward"]
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -89,6 +92,10 @@ class Teacher:
     live: Callable[[bool], tuple[Network, Params]]
     seconds: float = 0.0
 
+    def store_of(self, both: bool) -> Store:
+        """Its outputs on `train`, or on `train` and after it `reward`."""
+        return JoinedStore(self.store, self.over("reward")) if both else self.store
+
 
 class Lab:
     """A recipe made real on one device: data, starts of students, and teachers as contexts ask for them.
@@ -141,17 +148,22 @@ class Lab:
         drawn = [asdict(c) for c in context_set(context)]
         return digest(PROCESS_VERSION, self.recipe.hash, self.data.fingerprint, self.teacher.hash, hashes, drawn)
 
-    def process(self, students: int, sets: Iterable[str], kind: TeacherKind = "stored") -> DistillationProcess:
-        """A process over the train split with these teacher sets. It never sees `select` and `report`."""
+    def process(
+        self, students: int, sets: Iterable[str], kind: TeacherKind = "stored", rows: Rows = "train"
+    ) -> DistillationProcess:
+        """A process over these rows with these teacher sets. It never sees `select` and `report`."""
         members = {name: self.teachers(name) for name in sorted(set(sets))}
+        split, more = self.data.split("train"), self.data.split("reward")
+        both = rows == "train+reward"
         return DistillationProcess(
-            self.data.split("train"),
-            {name: tuple(teacher.store for teacher in teachers) for name, teachers in members.items()},
+            split + more if both else split,
+            {name: tuple(teacher.store_of(both) for teacher in teachers) for name, teachers in members.items()},
             self.init,
             self.recipe.process,
             students,
             self.device,
             live=None if kind == "stored" else self._live(members, students, kind == "untuned"),
+            clean=len(more) if both else 0,
         )
 
     def _live(self, members: Mapping[str, Sequence[Teacher]], students: int, untuned: bool) -> LiveTeacher:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,24 @@ from kd_gym.errors import KDGymError
 from kd_gym.experiments.prepare import prepare
 from kd_gym.experiments.runs import config_for, is_run, load_run
 from kd_gym.experiments.score import Episode, play, play_fixed, teacher_scores
-from kd_gym.experiments.setup import EVALUATION_SEEDS, EnvSpec, agent_for
+from kd_gym.experiments.setup import EVALUATION_SEEDS, EnvSpec, agent_for, env_arguments
 from kd_gym.experiments.stats import interval, paired
+
+WITH_REWARD = "uniform+reward"  # what stands beside controllers that learn from the labels of `reward`
 
 
 @dataclass(frozen=True)
 class Row:
-    """A controller's episodes, one for each seed."""
+    """A controller's episodes, one for each seed.
+
+    `overrides` are what it needs of the env that others do not have.
+    """
 
     name: str
     episodes: list[Episode]
     fixed: bool
     reads_reward: bool = False
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     def scores(self, metric: str) -> list[float]:
         """One score for each seed."""
@@ -52,7 +58,7 @@ class Comparison:
     @property
     def best_fixed(self) -> Row | None:
         """The control that does not look at the student and has the best mean score."""
-        fixed = [row for row in self.rows if row.fixed]
+        fixed = [row for row in self.rows if row.fixed and not row.reads_reward]
         return max(fixed, key=lambda r: float(np.mean(r.scores(self.metrics[0]))), default=None)
 
     def verdict(self, name: str) -> str:
@@ -76,6 +82,7 @@ class Comparison:
                 "name": row.name,
                 "fixed": row.fixed,
                 "reads_reward": row.reads_reward,
+                "overrides": row.overrides,
                 "scores": {m: asdict(interval(row.scores(m))) for m in self.metrics},
                 "verdict": self.verdict(row.name),
                 "episodes": [asdict(e) for e in row.episodes],
@@ -129,7 +136,16 @@ def evaluate(controllers: Sequence[str], spec: EnvSpec, seeds: int = 5, progress
         check_controller(name, spec)
     prepare(spec, progress)
     loaded = [(name, *load_controller(name, spec)) for name in dict.fromkeys(controllers)]
-    return compare([(name, c, s) for name, c, s in loaded], context, seeds, progress)
+    if any(controller.reads_reward for _, controller, _ in loaded) and WITH_REWARD not in controllers:
+        loaded.append((WITH_REWARD, *load_controller(WITH_REWARD, spec)))
+    return compare(loaded, context, seeds, progress)
+
+
+def overrides_of(controller: Controller, spec: EnvSpec) -> dict[str, Any]:
+    """What a controller needs of its env, where that is not the env's default."""
+    defaults = {name: parameter.default for name, parameter in env_arguments(spec.env).items()}
+    needed = getattr(controller, "options", {})
+    return {key: value for key, value in needed.items() if key in defaults and defaults[key] != value}
 
 
 def compare(
@@ -155,7 +171,8 @@ def compare(
                 episodes.append(play(env, controller, seed))
             if progress and bar is not None:
                 progress.update(bar, advance=1, description=f"scoring {Path(name).name} on report")
-        rows.append(Row(name, episodes, *(getattr(controller, flag, False) for flag in ("fixed", "reads_reward"))))
+        fixed, reads = (getattr(controller, flag, False) for flag in ("fixed", "reads_reward"))
+        rows.append(Row(name, episodes, fixed, reads, overrides_of(controller, spec)))
     lab: Lab = loaded[0][2].lab()
     return Comparison(
         env=loaded[0][2].id,

@@ -4,7 +4,7 @@ import functools
 import inspect
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ class Episode:
     controller_seconds: float
     failure: str
     actions: list[Any]
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def measure(lab: Lab, process: DistillationProcess, split: Split) -> tuple[dict[str, float], Evaluation]:
@@ -91,6 +92,7 @@ def play(env: DistillationEnv, controller: Controller, seed: int, split: Split =
         controller_seconds=thinking,
         failure=info["failure"],
         actions=actions,
+        notes=controller.notes() if hasattr(controller, "notes") else {},
     )
 
 

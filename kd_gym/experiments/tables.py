@@ -1,5 +1,7 @@
 """Comparisons and lists as tables for the terminal."""
 
+from typing import Any
+
 import numpy as np
 from rich import box
 from rich.table import Table
@@ -12,6 +14,11 @@ from kd_gym.experiments.stats import interval
 
 def _mean(row: Row, name: str) -> float:
     return float(np.mean([getattr(episode, name) for episode in row.episodes]))
+
+
+def told(overrides: dict[str, Any]) -> str:
+    """What a controller needs otherwise, in words."""
+    return "its env has " + ", ".join(f"{key}={value}" for key, value in overrides.items())
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -42,6 +49,7 @@ def comparison_table(comparison: Comparison) -> Table:
         + ", ".join(f"teacher {name} {weights}" for name, weights in comparison.teachers.items())
         + (f"; the first one has report {teacher}" if teacher else "")
         + "; reward is from the reward split; GFLOP and s (seconds): one episode of student, evaluations and controller"
+        + "".join(f"\n{row.name}: {told(row.overrides)}" for row in comparison.rows if row.overrides)
         + (f"\nteachers, once: {comparison.teacher_seconds:.0f} s" if comparison.teacher_seconds else "")
         + (f"\n{comparison.notice}" if comparison.notice else "")
     )

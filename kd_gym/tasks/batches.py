@@ -65,20 +65,26 @@ class Buckets:
 
 
 class RowStream:
-    """The rows of one student: an endless shuffled stream through its share of each bucket."""
+    """The rows of one student: an endless shuffled stream through its share of each bucket.
 
-    def __init__(self, buckets: Buckets, seed: int, share: float) -> None:
+    Rows from number `whole` on are left out by no share.
+    """
+
+    def __init__(self, buckets: Buckets, seed: int, share: float, whole: int | None = None) -> None:
         self.buckets = buckets
         self.seed = seed
         self.share = share
+        self.whole = whole
         self._shuffled: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def _permuted(self, bucket: int, turn: int) -> NDArray[np.int64]:
         if (bucket, turn) not in self._shuffled:
             rows = self.buckets.rows[bucket]
             if self.share < 1:
-                keep = np.random.default_rng([self.seed, _SHARE, bucket]).permutation(rows)
-                rows = keep[: int(np.ceil(self.share * len(rows)))]
+                shared = rows if self.whole is None else rows[rows < self.whole]
+                keep = np.random.default_rng([self.seed, _SHARE, bucket]).permutation(shared)
+                keep = keep[: int(np.ceil(self.share * len(shared)))]
+                rows = keep if self.whole is None else np.concatenate([keep, rows[rows >= self.whole]])
             self._shuffled.pop((bucket, turn - 2), None)
             self._shuffled[bucket, turn] = np.random.default_rng([self.seed, _ORDER, bucket, turn]).permutation(rows)
         return self._shuffled[bucket, turn]

@@ -36,6 +36,14 @@ class TokenSplit:
         """The same rows on another device."""
         return TokenSplit(*(t.to(device) for t in (self.flat, self.start, self.length, self.second, self.labels)))
 
+    def __add__(self, other: "TokenSplit") -> "TokenSplit":
+        """The rows of both, these first."""
+        mine, theirs = (
+            (split.flat, split.start + offset, split.length, split.second, split.labels)
+            for split, offset in ((self, 0), (other, len(self.flat)))
+        )
+        return TokenSplit(*(torch.cat(pair) for pair in zip(mine, theirs, strict=True)))
+
     def batch(self, rows: Tensor, width: int | None = None) -> Tokens:
         """The tokens of rows [..., B], padded with id 0 to `width`, or to the longest of them."""
         length = self.length[rows].unsqueeze(-1)
