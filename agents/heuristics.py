@@ -26,7 +26,7 @@ SCHEDULES: dict[str, Callable[[float], dict[str, float]]] = {
 }
 
 
-class _Weights(Controller):
+class FixedWeights(Controller):
     """A control given as weights by name."""
 
     actions = ("weights",)
@@ -44,7 +44,7 @@ class _Weights(Controller):
         return np.broadcast_to(action, self.action_space.shape or ())  # the same for every sample, where it has rows
 
 
-class Uniform(_Weights):
+class Uniform(FixedWeights):
     """Equal weights, always: the plain sum of all knowledge losses, all teachers alike, a plain draw of samples."""
 
     def act(self, observation: Array) -> Array:
@@ -61,7 +61,7 @@ class UniformWithReward(Uniform):
     reads_reward = True
 
 
-class Static(_Weights):
+class Static(FixedWeights):
     """`static:W1,W2,...`: fixed weights in the order of the env's own (knowledge types, teachers, quantiles)."""
 
     def __init__(self, env: gym.Env[Array, Array], *, seed: int = 0, config: object = None, argument: str = "") -> None:
@@ -81,7 +81,7 @@ class Static(_Weights):
         return self._fixed
 
 
-class Single(_Weights):
+class Single(FixedWeights):
     """`single:NAME`: one knowledge type, or one teacher, alone."""
 
     fits = ("KnowledgeSelect", "TeacherWeight")
@@ -95,7 +95,7 @@ class Single(_Weights):
         return self._fixed
 
 
-class Schedule(_Weights):
+class Schedule(FixedWeights):
     """`schedule:NAME`: knowledge weights as a function of progress (see `SCHEDULES`)."""
 
     fits = ("KnowledgeSelect",)
@@ -110,7 +110,7 @@ class Schedule(_Weights):
         return self._action(SCHEDULES[self.argument](float(self.see(observation, "progress")[0])))
 
 
-class Curriculum(_Weights):
+class Curriculum(FixedWeights):
     """`curriculum`: from easy to hard samples; `curriculum:back`: and back to easy ones.
 
     Under each measure of difficulty the quantile that stands where the course is has weight 1, and others less the

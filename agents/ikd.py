@@ -42,6 +42,7 @@ class IKD(Feedback):
     """
 
     Config = IKDConfig
+    options: ClassVar = {"teacher": "live", "knowledge": "hard,response"}
     weights: ClassVar = {"hard": 0.5, "response": 0.5}
 
     def begin(self, env: Any) -> None:

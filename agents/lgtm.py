@@ -63,7 +63,7 @@ class LGTM(Feedback):
     """
 
     Config = LGTMConfig
-    options: ClassVar = {"teacher": "untuned", "tau": 1.0, "scales": False}
+    options: ClassVar = {"teacher": "untuned", "knowledge": "hard,response", "tau": 1.0, "scales": False}
 
     def teacher_gradient(
         self, process: DistillationProcess, live: LiveTeacher, control: Control, update: int

@@ -36,8 +36,8 @@ class MetaDistil(Feedback):
     """
 
     Config = MetaDistilConfig
-    options: ClassVar = {"teacher": "live", "knowledge": "hard,soft-mse,pkd-skip", "tau": 5.0, "scales": False}
-    weights: ClassVar = {"hard": 0.5, "soft-mse": 0.5, "pkd-skip": 100 / 384}
+    options: ClassVar = {"teacher": "live", "knowledge": "hard,soft-mse,cls-skip", "tau": 5.0, "scales": False}
+    weights: ClassVar = {"hard": 0.5, "soft-mse": 0.5, "cls-skip": 100 / 384}
 
     def teacher_gradient(
         self, process: DistillationProcess, live: LiveTeacher, control: Control, update: int

@@ -168,6 +168,25 @@ AGENTS = Registry(
         "lgtm-priority": "kd_gym.agents.lgtm:LGTMPriority",
         "ikd": "kd_gym.agents.ikd:IKD",
         "meta-distil": "kd_gym.agents.meta_distil:MetaDistil",
+        "prokt": "kd_gym.agents.prokt:ProKT",
+        "dml": "kd_gym.agents.dml:DML",
+        "takd": "kd_gym.agents.takd:TAKD",
+        "rco": "kd_gym.agents.rco:RCO",
+        "pesf-kd": "kd_gym.agents.pesf_kd:PESFKD",
+        **{
+            name: f"kd_gym.agents.presets:{preset}"
+            for name, preset in {
+                "kd": "KD",
+                "pkd-skip": "PKDSkip",
+                "pkd-last": "PKDLast",
+                "skd": "SKD",
+                "dist": "DIST",
+                "rkd": "RKD",
+                "minilm": "MiniLM",
+                "tinybert": "TinyBERT",
+                "annealed-kd": "AnnealedKD",
+            }.items()
+        },
     },
 )
 

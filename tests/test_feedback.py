@@ -216,12 +216,11 @@ def test_ikds_student_takes_its_step_before_the_teacher_does():
     assert any(not torch.equal(process.live.params[name], value) for name, value in start.items())
 
 
-@pytest.mark.parametrize("name", TRAINERS)
-def test_a_teacher_that_is_trained_helps_on_the_held_out_batch(name):
-    """The teacher's step, and then the student's: together they lower the held-out loss more than the student's alone
-    would, to first order.
+def test_a_step_of_the_teacher_along_the_meta_gradient_helps_its_student():
+    """The held-out loss after the student's step is lower where the teacher made one first, and higher where it made
+    the opposite one.
     """
-    controller, env = make(name, scales=False) if "scales" not in agent_class(name)[0].options else make(name)
+    controller, env = make("ikd")
     env.step(controller.act(None))
     process = env.episodes.process
     control = env.family.decide([controller.act(None)], env.episodes).control

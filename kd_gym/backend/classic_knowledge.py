@@ -65,7 +65,7 @@ def _angles(cls: Tensor) -> Tensor:
     return rays @ rays.mT
 
 
-def rkd_loss(batch: Batch) -> Tensor:
+def geometry_loss(batch: Batch) -> Tensor:
     """Huber loss of distances plus twice that of angles, on last-layer [CLS] states (RKD, Park et al. 2019)."""
     student, teacher = (side.cls[:, -1] for side in (batch.student, batch.teacher))
     distance = F.smooth_l1_loss(_distances(student), _distances(teacher), reduction="none").mean(-1)
@@ -78,12 +78,12 @@ def _patient(batch: Batch, teacher: Tensor) -> Tensor:
     return (mapped - F.normalize(teacher, dim=-1)).square().sum(-1).mean(1)
 
 
-def pkd_skip_loss(batch: Batch) -> Tensor:
+def cls_skip_loss(batch: Batch) -> Tensor:
     """[CLS] states of all layers but the last, matched with evenly spaced layers (PKD-Skip, Sun et al. 2019)."""
     return _patient(batch, batch.teacher.cls[:, :-1])
 
 
-def pkd_last_loss(batch: Batch) -> Tensor:
+def cls_last_loss(batch: Batch) -> Tensor:
     """The same, matched with the layers before the teacher's last one (PKD-Last, Sun et al. 2019)."""
     assert batch.teacher.late is not None
     return _patient(batch, batch.teacher.late)
@@ -98,6 +98,6 @@ soft_mse = KnowledgeType("soft-mse", "distance of softened probabilities (MetaDi
 annealed = KnowledgeType("annealed", "distance to annealed logits (Annealing-KD)", LOGITS, annealed_loss)
 spherical = KnowledgeType("spherical", "soft targets of normalised logits (SKD)", LOGITS, spherical_loss)
 correlation = KnowledgeType("correlation", "correlation of classes and of samples (DIST)", LOGITS, correlation_loss)
-rkd = KnowledgeType("rkd", "distances and angles within the batch (RKD)", STATES, rkd_loss)
-pkd_skip = KnowledgeType("pkd-skip", "[CLS] states of spaced layers (PKD-Skip)", STATES, pkd_skip_loss, _map)
-pkd_last = KnowledgeType("pkd-last", "[CLS] states of late layers (PKD-Last)", frozenset({"late"}), pkd_last_loss, _map)
+geometry = KnowledgeType("geometry", "distances and angles within the batch (RKD)", STATES, geometry_loss)
+cls_skip = KnowledgeType("cls-skip", "[CLS] states of spaced layers (PKD-Skip)", STATES, cls_skip_loss, _map)
+cls_last = KnowledgeType("cls-last", "[CLS] states of late layers (PKD-Last)", frozenset({"late"}), cls_last_loss, _map)

@@ -110,7 +110,7 @@ KNOWLEDGE = Registry(
     | {
         name: f"kd_gym.backend.{module}_knowledge:{name.replace('-', '_')}"
         for module, names in {
-            "classic": ("soft-mse", "annealed", "spherical", "correlation", "rkd", "pkd-skip", "pkd-last"),
+            "classic": ("soft-mse", "annealed", "spherical", "correlation", "geometry", "cls-skip", "cls-last"),
             "token": ("attention", "hidden", "fsp", "self-relation"),
         }.items()
         for name in names

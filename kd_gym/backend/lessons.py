@@ -51,19 +51,24 @@ class Lessons:
             raise KDGymError("all teacher sets of a process must have the same number of teachers")
         self.m = len(self.first)
         self.layers = layers
-        late = any("late" in KNOWLEDGE.get(name).reads for name in recipe.knowledge)
-        self.layer_map = [
-            torch.tensor(matched_layers(layers, depth) + list(range(depth - layers, depth - 1)) * late)
-            for depth in (teacher.layers for teacher in self.first)
-        ]
-        for teacher in self.first:
-            if layers > teacher.layers:
-                raise KDGymError(f"a teacher of {teacher.layers} layers has none for each of the student's {layers}")
+        self.late = any("late" in KNOWLEDGE.get(name).reads for name in recipe.knowledge)
+        self.layer_map: list[Tensor] = []
+        self.match(*(teacher.layers for teacher in self.first))
         self.buckets = Buckets(train.length, recipe.batch, recipe.data_key)
         self.seeds = [0] * students
         self.contexts = [Context()] * students
         self.streams: list[RowStream] = [None] * students  # type: ignore[list-item]
         self.labels = train.labels.expand(students, -1).clone()
+
+    def match(self, *depths: int) -> None:
+        """Find a layer for each of the student's in teachers of so many layers."""
+        for depth in depths:
+            if self.layers > depth:
+                raise KDGymError(f"a teacher of {depth} layers has none for each of the student's {self.layers}")
+        self.layer_map = [
+            torch.tensor(matched_layers(self.layers, depth) + list(range(depth - self.layers, depth - 1)) * self.late)
+            for depth in depths
+        ]
 
     def identify(self, slot: int, seed: int, context: Context) -> None:
         """Set who a student is, and so its rows and its labels."""

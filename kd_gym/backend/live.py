@@ -19,7 +19,9 @@ TeacherKind = Literal["stored", "live", "untuned"]
 
 
 class Network(Protocol):
-    """A classifier as a function of its parameters, each [N, ...]."""
+    """A classifier as a function of its parameters, each [N, ...]; `depth` is its number of layers."""
+
+    depth: int
 
     def __call__(self, p: Params, tokens: Tokens, dropout: Dropout, detail: bool) -> Encoded:
         """What it says of tokens [N, B, T]."""
@@ -33,6 +35,7 @@ class BertNetwork:
 
     def __init__(self, arch: Architecture) -> None:
         self.arch = arch
+        self.depth = arch.layers
 
     def __call__(self, p: Params, tokens: Tokens, dropout: Dropout, detail: bool) -> Encoded:
         """What it says of tokens [N, B, T]."""
@@ -51,6 +54,7 @@ class HubNetwork:
         self.model = load_teacher(folder, device).eval()
         self.vocabulary = vocabulary
         self.place = summary_place(self.model.config)
+        self.depth = int(self.model.config.num_hidden_layers)
 
     def __call__(self, p: Params, tokens: Tokens, dropout: Dropout, detail: bool) -> Encoded:
         """What it says of tokens [1, B, T]."""
@@ -110,6 +114,7 @@ class LiveTeacher:
             and its students' heads start at zero too, as in LGTM.
         device: where it lives.
         dtype: of its parameters.
+        mixed: whether its matrix products are taken in bfloat16.
     """
 
     def __init__(
@@ -120,9 +125,11 @@ class LiveTeacher:
         untuned: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        mixed: bool = False,
     ) -> None:
         self.network = network
         self.untuned = untuned
+        self.mixed = mixed
         self._starts = {name: {k: v.to(device, dtype) for k, v in one.items()} for name, one in starts.items()}
         first = next(iter(self._starts.values()))
         self.params: Params = {
@@ -134,7 +141,16 @@ class LiveTeacher:
     def fork(self, students: int) -> "LiveTeacher":
         """The same for so many other students, at the start."""
         first = next(iter(self.params.values()))
-        return LiveTeacher(self.network, self._starts, students, self.untuned, first.device, first.dtype)
+        return LiveTeacher(self.network, self._starts, students, self.untuned, first.device, first.dtype, self.mixed)
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return self.network.depth
+
+    def start(self, name: str) -> Params:
+        """The parameters (no leading axis) of the teacher of this name after reset."""
+        return self._starts[name]
 
     @torch.no_grad()
     def reset(self, slot: int, name: str) -> None:
@@ -155,10 +171,17 @@ class LiveTeacher:
         """What the teachers of these students (all by default) say of their tokens [n, B, T]."""
         everyone = slots is None or slots == list(range(len(self.adam.step)))
         own = self.params if everyone else {name: value[slots] for name, value in self.params.items()}
-        return self.network(own, tokens, dropout, detail)
+        with torch.autocast(tokens.ids.device.type, torch.bfloat16, enabled=self.mixed):
+            said = self.network(own, tokens, dropout, detail)
+        kind = next(iter(own.values())).dtype
+        more = said.detail and said.detail._replace(
+            **{name: getattr(said.detail, name).to(kind) for name in ("hidden", "attention", "last")}
+        )
+        return Encoded(said.logits.to(kind), said.cls.to(kind), said.word, more)
 
     def step(self, gradients: Params, rate: float, decay: float = 0.0, clip: float = torch.inf) -> None:
-        """One AdamW step of all teachers."""
+        """One AdamW step of all teachers; parameters without a gradient stay as they are."""
         norms = gradient_norms(gradients)
         rates = torch.full((len(norms),), rate)
-        adamw_step(self.params, gradients, self.adam, rates, norms, clip, decay)
+        moved = {name: self.params[name] for name in gradients}
+        adamw_step(moved, gradients, self.adam, rates, norms, clip, decay)

@@ -72,7 +72,7 @@ class DistillationProcess:
         live: LiveTeacher | None = None,
         clean: int = 0,
     ) -> None:
-        self.live = live
+        self.live = self._own = live
         self.hook: Hook | None = None
         self.device = device or torch.device("cpu")
         self.train = train.to(self.device)
@@ -116,6 +116,9 @@ class DistillationProcess:
         """
         chosen = list(range(self.students)) if slots is None else list(slots)
         self._ahead = None
+        if self.live is not None and self.live is not self._own:
+            self.live = self._own
+            self.lessons.match(self.lessons.first[0].layers)
         for slot, seed, context in zip(chosen, seeds, contexts, strict=True):
             self.lessons.identify(slot, seed, context)
             random = torch.Generator().manual_seed(seed + (1 << 40))  # another stream than the student's own
@@ -150,6 +153,11 @@ class DistillationProcess:
             measured.append(batch.losses.mean(-1))
             self.cost.student[chosen] += batch.flops
         self.scale[at.to(self.device)] = torch.stack(measured).mean(0).clamp_(min=MIN_SCALE)
+
+    def adopt(self, live: LiveTeacher) -> None:
+        """Learn from other live teachers, until the next reset."""
+        self.live = live
+        self.lessons.match(live.depth)
 
     def fail(self, slot: int, reason: str) -> None:
         """End a student's run: it stays as it is."""

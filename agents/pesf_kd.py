@@ -1,0 +1,48 @@
+"""PESF-KD: parameter-efficient and student-friendly knowledge distillation (Rao et al., 2022; its abstract)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kd_gym.agents.feedback import Feedback, TeacherGradient, gradient
+from kd_gym.agents.lgtm import auxiliary
+from kd_gym.backend.encoder import Params
+from kd_gym.backend.live import LiveTeacher
+from kd_gym.backend.process import DistillationProcess
+from kd_gym.backend.terms import Control
+
+
+@dataclass(frozen=True)
+class PESFKDConfig:
+    """Settings of PESF-KD."""
+
+    teacher_rate: float = 1e-3
+    """the head's learning rate, falling linearly to 0"""
+    imitation: float = 0.5
+    """weight of KL(p_S || p_T) beside the labels in the head's loss"""
+
+
+class PESFKD(Feedback):
+    """A tuned teacher of which just a small part is trained, so that its soft targets come nearer to its student's.
+
+    The paper trains an adapter; here it is the teacher's own head, pooler and classifier, for want of its details.
+    """
+
+    Config = PESFKDConfig
+    options: ClassVar = {"teacher": "live", "knowledge": "hard,response", "tau": 1.0, "scales": False}
+    weights: ClassVar = {"hard": 0.5, "response": 0.5}
+    reads_reward = False
+
+    def teacher_gradient(
+        self, process: DistillationProcess, live: LiveTeacher, control: Control, update: int
+    ) -> TeacherGradient:
+        """The gradient by the head alone: the backward pass ends there."""
+        tokens, labels = process.coming()
+        head = {name: value for name, value in live.params.items() if name.startswith(("pooler", "classifier"))}
+        student = process.encode(process.params, tokens).logits.detach()
+        loss = auxiliary(live(tokens).logits, student, labels, self.config.imitation)
+        self.spend(process, tokens, student=1, teacher=1)
+        return TeacherGradient(gradient(loss, head), {})
+
+    def teacher_step(self, live: LiveTeacher, gradients: Params, progress: float) -> None:
+        """AdamW before the student's step."""
+        live.step(gradients, self.config.teacher_rate * (1 - progress))

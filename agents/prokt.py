@@ -1,0 +1,45 @@
+"""ProKT: progressive knowledge teaching, in the form that LGTM's released code gives it (its `--train_teacher`)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kd_gym.agents.feedback import Feedback, TeacherGradient, gradient
+from kd_gym.agents.lgtm import auxiliary
+from kd_gym.backend.encoder import Params
+from kd_gym.backend.live import LiveTeacher
+from kd_gym.backend.process import DistillationProcess
+from kd_gym.backend.terms import Control
+
+
+@dataclass(frozen=True)
+class ProKTConfig:
+    """Settings of ProKT."""
+
+    teacher_rate: float = 1e-4
+    """the teacher's learning rate, falling linearly to 0"""
+    imitation: float = 0.4
+    """alpha_t: the teacher's loss is alpha_t KL(p_S || p_T) + (1 - alpha_t) CE"""
+
+
+class ProKT(Feedback):
+    """LGTM without its influence: an untuned teacher learns the labels and is pulled towards its student, which learns
+    from its soft targets alone.
+    """
+
+    Config = ProKTConfig
+    options: ClassVar = {"teacher": "untuned", "knowledge": "hard,response", "tau": 1.0, "scales": False}
+    reads_reward = False
+
+    def teacher_gradient(
+        self, process: DistillationProcess, live: LiveTeacher, control: Control, update: int
+    ) -> TeacherGradient:
+        """d [alpha_t KL(p_S || p_T) + (1 - alpha_t) CE] / d teacher on the coming batch."""
+        tokens, labels = process.coming()
+        student = process.encode(process.params, tokens).logits.detach()
+        loss = auxiliary(live(tokens).logits, student, labels, self.config.imitation)
+        self.spend(process, tokens, student=1, teacher=3)
+        return TeacherGradient(gradient(loss, live.params), {})
+
+    def teacher_step(self, live: LiveTeacher, gradients: Params, progress: float) -> None:
+        """AdamW before the student's step."""
+        live.step(gradients, self.config.teacher_rate * (1 - progress))
