@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal
 
 from kd_gym.errors import KDGymError
 
-COMMANDS = ("train", "evaluate", "prepare", "list", "describe")
+COMMANDS = ("train", "evaluate", "distill", "prepare", "list", "describe")
 USAGE = """usage: kd-gym COMMAND ...
 
   train      train an agent and score it beside the fixed controls
   evaluate   score controllers and trained runs in one paired table
+  distill    distil one student at full length and write it as a Hugging Face checkpoint
   prepare    fetch data, tune and store teachers ahead of time
   list       envs, agents, tasks or knowledge types
   describe   the page of an env, agent, task or knowledge type
@@ -219,6 +220,46 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _distill(arguments: Sequence[str]) -> int:
+    """Distil one student under a frozen controller, and write it as a Hugging Face checkpoint with a model card."""
+    from kd_gym.experiments.distill import distill
+    from kd_gym.experiments.evaluate import check_controller
+    from kd_gym.experiments.setup import EnvSpec
+    from kd_gym.experiments.tables import distilled_table
+
+    (env,) = _peek(arguments, "--env")
+    fields = [
+        ("env", _option(str, "an env id, with or without -v0"), dataclasses.MISSING),
+        ("controller", _option(str, "a controller's name, or a run directory"), dataclasses.MISSING),
+        ("out", _option(Path, "the folder of the checkpoint"), dataclasses.MISSING),
+        ("budget", _option(int | None, "updates; default: three epochs"), None),
+        ("seed", _option(int, "of the student and its data order"), 0),
+        ("select", _option(bool, "keep the student that did best on select, not the last one"), False),
+        ("onnx", _option(bool, "write model.onnx too"), False),
+        *_common(_env_config(env)),
+    ]
+    parsed = _parse(_dataclass("Distill", fields, _distill.__doc__ or ""), arguments, "distill")
+    spec = EnvSpec(parsed.env, parsed.data, parsed.device, parsed.backend, _changed(parsed.env_config))
+    check_controller(parsed.controller, spec)
+    console = _console()
+    _announce(spec.lab(), spec, console)
+    with _progress(console) as progress:
+        found = distill(
+            parsed.controller,
+            spec,
+            parsed.out,
+            parsed.budget,
+            parsed.seed,
+            parsed.select,
+            parsed.onnx,
+            "kd-gym distill " + shlex.join(arguments),
+            progress,
+        )
+    console.print(distilled_table(found))
+    console.print(f"checkpoint and card: {found.folder}", highlight=False)
+    return 0
+
+
 def _prepare(arguments: Sequence[str]) -> int:
     """Fetch data, tune and store teachers ahead of time."""
 
@@ -284,7 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(f"kd-gym {__version__}\n")
         sys.exit(0)
     handlers: dict[str, Callable[[Sequence[str]], int]] = {
-        "train": _train, "evaluate": _evaluate, "prepare": _prepare, "list": _list, "describe": _describe,
+        "train": _train, "evaluate": _evaluate, "distill": _distill,
+        "prepare": _prepare, "list": _list, "describe": _describe,
     }  # fmt: skip
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:

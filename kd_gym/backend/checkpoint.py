@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -193,7 +193,7 @@ class StudentInit:
             parts = _turn(ours, one[ours]).chunk(len(theirs))
             tensors |= {f"bert.{name}": part.contiguous() for name, part in zip(theirs, parts, strict=True)}
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))  # readable for all
         config = hub_config(replace(self.arch, vocabulary=len(word)), labels)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         tokenizer.save_pretrained(folder)

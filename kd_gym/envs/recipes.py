@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,9 @@ class Origin:
         teachers: a JSON file of teachers to take in place of the id's own (see `read_teachers`).
         knowledge: the knowledge types to use in place of the id's own, by name, with commas between them.
         tau: the temperature of soft targets in place of the id's own.
+        student: layers and width of the student in place of the id's own, such as `3x384`.
+        learning_rate: the student's, in place of the id's own.
+        horizon: updates of an episode in place of the id's own, in as many decisions.
         scales: whether losses are measured at the start and scaled to an equal pull; without, weights are as given.
     """
 
@@ -41,13 +45,37 @@ class Origin:
     knowledge: str | None = None
     tau: float | None = None
     scales: bool = True
+    student: str | None = None
+    learning_rate: float | None = None
+    horizon: int | None = None
 
-    def process(self, recipe: Recipe) -> Recipe:
+    def applied(self, recipe: "EnvRecipe") -> "EnvRecipe":
         """The recipe with what this says otherwise.
 
         Raises:
-            KDGymError: an unknown knowledge type, one named twice, or a temperature that is not positive.
+            KDGymError: a student that has no such shape, or something that no process can have.
         """
+        if self.student is not None:
+            found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", self.student)
+            width = recipe.hidden // recipe.heads
+            if not found or int(found[2]) % width:
+                raise KDGymError(
+                    f"student {self.student!r} is no LAYERSxWIDTH with a width that {width} divides, such as 3x384"
+                )
+            layers, hidden = int(found[1]), int(found[2])
+            recipe = replace(recipe, layers=layers, hidden=hidden, heads=hidden // width)
+        process = self._process(recipe.process)
+        if self.horizon is None:
+            return replace(recipe, process=process)
+        decisions = recipe.process.horizon // recipe.updates
+        if self.horizon < decisions:
+            raise KDGymError(
+                f"a horizon of {self.horizon} updates is shorter than the {decisions} decisions of an episode"
+            )
+        updates = self.horizon // decisions
+        return replace(recipe, updates=updates, process=replace(process, horizon=updates * decisions))
+
+    def _process(self, recipe: Recipe) -> Recipe:
         if self.knowledge is not None:
             names = tuple(name.strip() for name in self.knowledge.split(","))
             for name in names:
@@ -59,6 +87,10 @@ class Origin:
             if not 0 < self.tau < math.inf:
                 raise KDGymError(f"tau must be positive, not {self.tau}")
             recipe = replace(recipe, tau=float(self.tau))
+        if self.learning_rate is not None:
+            if not 0 < self.learning_rate < math.inf:
+                raise KDGymError(f"learning_rate must be positive, not {self.learning_rate}")
+            recipe = replace(recipe, learning_rate=float(self.learning_rate))
         return recipe if self.scales else replace(recipe, scale_batches=0)
 
 
@@ -215,18 +247,17 @@ def recipe_of(origin: Origin, knowledge: tuple[str, ...] | None = None, several:
     mini = EnvRecipe(task, teachers=_sets(first, *others))
     if knowledge is not None:
         mini = replace(mini, process=replace(mini.process, knowledge=knowledge))
-    mini = replace(mini, process=origin.process(mini.process))
     if origin.backend == "tiny":
-        return replace(mini, process=replace(mini.process, horizon=20, batch=8), updates=4, reward_rows=32)
-    if not base:
-        return mini
-    return replace(
-        mini,
-        checkpoint=BERT_BASE,
-        layers=6,
-        hidden=768,
-        heads=12,
-        process=replace(mini.process, horizon=3000, learning_rate=5e-5),
-        updates=100,
-        reward_rows=1000,
-    )
+        mini = replace(mini, process=replace(mini.process, horizon=20, batch=8), updates=4, reward_rows=32)
+    elif base:
+        mini = replace(
+            mini,
+            checkpoint=BERT_BASE,
+            layers=6,
+            hidden=768,
+            heads=12,
+            process=replace(mini.process, horizon=3000, learning_rate=5e-5),
+            updates=100,
+            reward_rows=1000,
+        )
+    return origin.applied(mini)

@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -59,8 +60,14 @@ def _plain(action: Any) -> Any:
     return np.asarray(action).tolist()
 
 
-def play(env: DistillationEnv, controller: Controller, seed: int, split: Split = "report") -> Episode:
-    """One whole episode under a controller, then its score on a split."""
+def play(
+    env: DistillationEnv,
+    controller: Controller,
+    seed: int,
+    split: Split = "report",
+    after: Callable[[DistillationEnv], None] | None = None,
+) -> Episode:
+    """One whole episode under a controller, then its score on a split; `after` is called after each decision."""
     begin = time.perf_counter()
     seen, info = env.reset(seed=seed)
     if hasattr(controller, "begin"):  # an agent of one's own need not have it
@@ -75,6 +82,8 @@ def play(env: DistillationEnv, controller: Controller, seed: int, split: Split =
         thinking += time.perf_counter() - asked
         actions.append(_plain(action))
         seen, gained, terminated, truncated, info = env.step(action)
+        if after is not None:
+            after(env)
         reward += gained
         over, start = terminated or truncated, np.zeros(1, np.bool_)
     seconds = time.perf_counter() - begin

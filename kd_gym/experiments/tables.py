@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 
 from kd_gym.envs.lab import Lab
+from kd_gym.experiments.distill import Distilled
 from kd_gym.experiments.evaluate import Comparison, Row
 from kd_gym.experiments.prepare import SCORED, Scores
 from kd_gym.experiments.stats import interval
@@ -53,6 +54,24 @@ def comparison_table(comparison: Comparison) -> Table:
         + (f"\nteachers, once: {comparison.teacher_seconds:.0f} s" if comparison.teacher_seconds else "")
         + (f"\n{comparison.notice}" if comparison.notice else "")
     )
+    return table
+
+
+def distilled_table(found: Distilled) -> Table:
+    """A student beside its teacher: score, size and latency."""
+    metrics = list(found.episode.scores)
+    table = Table("model", *(f"report {metric}" for metric in metrics), "parameters", "MB", "ms for 32 rows")
+    for size in found.sizes:
+        scores = found.episode.scores if size.name == "student" else found.teacher
+        said = [f"{scores[metric]:.4f}" for metric in metrics]
+        table.add_row(size.name, *said, f"{size.parameters:,}", f"{size.megabytes:.1f}", f"{size.milliseconds:.1f}")
+    if found.teacher:
+        kept = found.episode.scores[metrics[0]] / found.teacher[metrics[0]]
+        teacher, student = found.sizes
+        table.caption = (
+            f"the student keeps {kept:.1%} of its teacher's {metrics[0]} at "
+            f"{student.milliseconds / teacher.milliseconds:.2f} times its latency"
+        )
     return table
 
 
