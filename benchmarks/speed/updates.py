@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -127,13 +128,18 @@ def ours(data: TaskData, arch: Architecture, store: TeacherStore, students: int)
     return process
 
 
+def no_live(untuned: bool) -> NoReturn:
+    """Nothing is asked of a live teacher here."""
+    raise NotImplementedError
+
+
 def env_overhead(family: Family, data: TaskData, store: TeacherStore, init: StudentInit, decisions: int) -> float:
     """What the env adds on top of training and evaluation, as a share of them: of the median decision with one."""
     lab = Lab(
         family.recipe,
         data,
         torch.device("cpu"),
-        lambda spec, _: Teacher(spec, store, "random", data, None, lambda _: store),
+        lambda spec, _: Teacher(spec, store, "random", data, None, lambda _: store, no_live),
         lambda _: init,
     )
     episodes = Episodes(family, lab, 1, EpisodeConfig(reward_every=family.reward_every))
