@@ -88,8 +88,10 @@ class KnowledgeSelectEnv(DistillationEnv):
 
     ## Arguments
     `action`, `observation` (`vector`, `cls`), `reward`, `reward_every`, `context` (`default`, `train`, `held-out`,
-    or one by name), `teachers` (a file of one's own), `data` (`auto`, `hub`, `embedded`, a path), `device` (`auto`,
-    `cpu`, `cuda`), `backend` (`full`; `tiny` for tests), `render_mode` (`ansi`, `rgb_array`).
+    or one by name), `teachers` (a file of one's own), `teacher` (`stored`, `live`, `untuned`), `rows` (`train`,
+    `train+reward`), `knowledge`, `tau`, `scales`, `student`, `learning_rate`, `horizon`, `data` (`auto`, `hub`,
+    `embedded`, a path), `device` (`auto`, `cpu`, `cuda`), `backend` (`full`; `tiny` for tests), `render_mode`
+    (`ansi`, `rgb_array`). docs/environments.md says more.
 
     ## Version history
     v0: first release.

@@ -195,8 +195,9 @@ class SamplePriorityEnv(DistillationEnv):
     updates is spent or the student diverges (`info["failure"]`). It never truncates.
 
     ## Arguments
-    `granularity`, `select`, `pool` (P; twice the batch by default), `correct`, `teachers`, and those of every env:
-    `observation`, `reward`, `reward_every`, `context`, `data`, `device`, `backend`, `render_mode`.
+    `granularity`, `select`, `pool` (P; twice the batch by default), `correct`, `teachers`, `teacher`, and those of
+    every env: `observation`, `reward`, `reward_every`, `context`, `rows`, `knowledge`, `tau`, `scales`,
+    `student`, `learning_rate`, `horizon`, `data`, `device`, `backend`, `render_mode` (docs/environments.md).
 
     ## Version history
     v0: first release.
