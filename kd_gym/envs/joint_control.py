@@ -101,8 +101,9 @@ class JointControlEnv(DistillationEnv):
     updates is spent or the student diverges (`info["failure"]`). It never truncates.
 
     ## Arguments
-    `action`, `teachers`, and those of every env: `observation`, `reward`, `reward_every`, `context`, `rows`, `knowledge`, `tau`, `scales`,
-    `student`, `learning_rate`, `horizon`, `data`, `device`, `backend`, `render_mode` (docs/environments.md).
+    `action`, `teachers`, and those of every env: `observation`, `reward`, `reward_every`, `context`, `rows`,
+    `knowledge`, `tau`, `scales`, `student`, `learning_rate`, `horizon`, `data`, `device`, `backend`, `render_mode`
+    (docs/environments.md).
 
     ## Version history
     v0: first release.

@@ -169,8 +169,9 @@ class TeacherWeightEnv(DistillationEnv):
     updates is spent or the student diverges (`info["failure"]`). It never truncates.
 
     ## Arguments
-    `granularity`, `action`, `teachers`, and those of every env: `observation`, `reward`, `reward_every`, `context`, `rows`, `knowledge`, `tau`, `scales`,
-    `student`, `learning_rate`, `horizon`, `data`, `device`, `backend`, `render_mode` (docs/environments.md).
+    `granularity`, `action`, `teachers`, and those of every env: `observation`, `reward`, `reward_every`, `context`,
+    `rows`, `knowledge`, `tau`, `scales`, `student`, `learning_rate`, `horizon`, `data`, `device`, `backend`,
+    `render_mode` (docs/environments.md).
 
     ## Version history
     v0: first release.
