@@ -3,9 +3,10 @@
     python benchmarks/tables.py SST2 KnowledgeSelect [--minutes 25] [--out benchmarks/results/tables]
 
 Every table is one `kd-gym evaluate` command, which stands above it: at first of the controllers that need no training,
-then with the learners too (trained once each, seed 0, on the training contexts), last with the dear oracle. What is
-done is not done again, so the script goes on where it stopped, and what does not fit into the minutes is marked 'not
-run'. The page states its arithmetic first. Runs lie under `runs/tables`.
+then with the learners too (trained once each, seed 0, on the training contexts), then with the dear ones, one by one.
+What is done is not done again, so the script goes on where it stopped, and what does not fit into the minutes is marked
+'not run'. The page states its arithmetic first. Runs lie under `runs/tables`. The page `Methods` has the gradient-based
+methods and the classical baselines of `KnowledgeSelect`.
 """
 
 import argparse
@@ -29,31 +30,60 @@ from kd_gym.experiments.setup import EnvSpec
 from kd_gym.experiments.stats import interval, paired
 from kd_gym.files import digest, write_json, write_text
 
-CONTEXTS = ("default", "noise-40", "wrong-teacher")
 SEEDS = 5
 EPISODES = 40  # of one training
 TRAINING = EPISODES + 12  # with the looks at `select` and the last table
 RUNS = Path("runs/tables")
 
-LEARNERS = {
-    "KnowledgeSelect": ("ppo", "aks", "dqn", "a2c", "sac", "td3"),
-    "TeacherWeight": ("ppo", "rlkd"),
-    "SamplePriority": ("ppo",),
-    "JointControl": ("ppo",),
+# how many plain episodes one episode of a controller costs, where that is far from one
+DEAR = {
+    "greedy": 10.0,
+    **dict.fromkeys(("lgtm", "ikd", "meta-distil", "prokt"), 18.0),
+    **dict.fromkeys(("takd", "minilm", "tinybert", "pesf-kd"), 7.0),
 }
-OTHERS = {
-    "KnowledgeSelect": (
-        *("uniform", "random", "single:hard", "single:response", "static:1,0,1,0", "schedule:anneal"),
-        *("dynamic-kd", "exp3", "linucb", "greedy"),
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page shows: controllers of an env family, those that are trained first, and the contexts."""
+
+    family: str
+    learners: tuple[str, ...]
+    others: tuple[str, ...]
+    contexts: tuple[str, ...] = ("default", "noise-40", "wrong-teacher")
+
+
+PAGES = {
+    "KnowledgeSelect": Page(
+        "KnowledgeSelect",
+        ("ppo", "aks", "dqn", "a2c", "sac", "td3"),
+        (
+            *("uniform", "random", "single:hard", "single:response", "static:1,0,1,0", "schedule:anneal"),
+            *("dynamic-kd", "exp3", "linucb", "greedy"),
+        ),
     ),
-    "TeacherWeight": (
-        *("uniform", "random", "single:full", "single:shallow", "best-single", "weighted-ensemble"),
-        *("ca-mkd", "govern", "dynamic-kd", "exp3", "linucb", "greedy"),
+    "TeacherWeight": Page(
+        "TeacherWeight",
+        ("ppo", "rlkd"),
+        (
+            *("uniform", "random", "single:full", "single:shallow", "best-single", "weighted-ensemble"),
+            *("ca-mkd", "govern", "dynamic-kd", "exp3", "linucb", "greedy"),
+        ),
     ),
-    "SamplePriority": ("uniform", "random", "curriculum", "curriculum:back", "dynamic-kd"),
-    "JointControl": ("uniform", "random"),
+    "SamplePriority": Page(
+        "SamplePriority", ("ppo",), ("uniform", "random", "curriculum", "curriculum:back", "dynamic-kd")
+    ),
+    "JointControl": Page("JointControl", ("ppo",), ("uniform", "random")),
+    "Methods": Page(
+        "KnowledgeSelect",
+        ("ppo", "aks"),
+        (
+            *("uniform", "kd", "pkd-skip", "pkd-last", "skd", "dist", "rkd", "annealed-kd", "rco", "dml"),
+            *("takd", "minilm", "tinybert", "pesf-kd", "lgtm", "ikd", "meta-distil", "prokt"),
+        ),
+        ("default",),
+    ),
 }
-DEAR = {"greedy": 10.0}  # how many plain episodes one of these costs
 
 
 @dataclass(frozen=True)
@@ -61,18 +91,19 @@ class Table:
     """One table of a page."""
 
     task: str
-    family: str
+    page: Page
     context: str
 
     @property
     def env(self) -> str:
         """The id."""
-        return f"{self.family}-{self.task}"
+        return f"{self.page.family}-{self.task}"
 
-    def command(self, dear: bool) -> list[str]:
-        """What makes it, with the learners that are trained so far."""
-        runs = [str(run) for agent in LEARNERS[self.family] if finished(run := run_folder(self.env, agent))]
-        names = [name for name in OTHERS[self.family] if dear or name not in DEAR]
+    def command(self, dear: int) -> list[str]:
+        """What makes it, with the learners that are trained so far and so many of the dear controllers."""
+        runs = [str(run) for agent in self.page.learners if finished(run := run_folder(self.env, agent))]
+        left_out = [name for name in self.page.others if name in DEAR][dear:]
+        names = [name for name in self.page.others if name not in left_out]
         return [
             *("kd-gym", "evaluate", *runs, *names, "--env", self.env),
             *("--context", self.context, "--seeds", str(SEEDS)),
@@ -114,7 +145,7 @@ def run(command: list[str]) -> None:
         sys.exit(f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}")
 
 
-def made(table: Table, dear: bool) -> dict[str, Any]:
+def made(table: Table, dear: int) -> dict[str, Any]:
     """Run a table's command and keep what the page shows."""
     command, file = table.command(dear), RUNS / f"{table.env}-{table.context}.json"
     run([*command, "--json", str(file)])
@@ -182,13 +213,14 @@ def lines_of(table: Table, found: dict[str, Any], base: str) -> Iterator[str]:
         cells.append(against(row, best, lambda e: float(e["cross_entropy"]), False))
         yield "| " + " | ".join([row["name"], *cells]) + " |"
     there = {row["name"] for row in found["rows"]}
-    for name in (*LEARNERS[table.family], *OTHERS[table.family]):
+    for name in (*table.page.learners, *table.page.others):
         if name not in there:
             yield f"| {name} | not run |" + " |" * (len(heads) - 2)
 
 
-def page(env: str, tables: dict[str, Any], arithmetic: str) -> str:
-    """The page of an id."""
+def written(wanted: list[Table], tables: dict[str, Any], arithmetic: str) -> str:
+    """A page in Markdown."""
+    env = wanted[0].env
     lines = [f"# Controllers on {env}", "", arithmetic, ""]
     lines += [
         f"Mean ± half of the 95 % interval (Student's t) over {SEEDS} evaluation seeds, on `report`. A difference is "
@@ -199,17 +231,13 @@ def page(env: str, tables: dict[str, Any], arithmetic: str) -> str:
         "",
     ]
     base = baseline(env, tables)
-    for table in tables_of(env):
+    for table in wanted:
         lines += [f"## Context {table.context}", ""]
         found = tables.get(table.context)
-        lines += [*lines_of(table, found, base), ""] if found else [f"not run: `{shlex.join(table.command(True))}`", ""]
+        lines += (
+            [*lines_of(table, found, base), ""] if found else [f"not run: `{shlex.join(table.command(len(DEAR)))}`", ""]
+        )
     return "\n".join(lines)
-
-
-def tables_of(env: str) -> list[Table]:
-    """The tables of a page, in the order in which they are made."""
-    family, _, task = env.partition("-")
-    return [Table(task, family, context) for context in CONTEXTS]
 
 
 def seconds_of(env: str) -> float:
@@ -237,23 +265,25 @@ def seconds_of(env: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task")
-    parser.add_argument("family", choices=list(LEARNERS))
+    parser.add_argument("page", choices=list(PAGES))
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tables"))
     args = parser.parse_args()
-    env, learners, others = f"{args.family}-{args.task}", LEARNERS[args.family], OTHERS[args.family]
-    begin, place = time.perf_counter(), args.out / f"{args.task}-{args.family}.json"
+    page = PAGES[args.page]
+    wanted = [Table(args.task, page, context) for context in page.contexts]
+    env, learners = wanted[0].env, page.learners
+    begin, place = time.perf_counter(), args.out / f"{args.task}-{args.page}.json"
     kept: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
     if kept.get("meaning") != meaning(env):
         kept = {"meaning": meaning(env), "seconds": seconds_of(env), "tables": {}}
     tables, seconds = kept["tables"], kept["seconds"]
 
-    rows = len(learners) + sum(DEAR.get(name, 1) for name in others)
-    evaluated, trained = rows * len(CONTEXTS) * SEEDS, len(learners) * TRAINING
+    rows = len(learners) + sum(DEAR.get(name, 1) for name in page.others)
+    evaluated, trained = rows * len(wanted) * SEEDS, len(learners) * TRAINING
     minutes = (evaluated + trained) * seconds / 60
     arithmetic = (
-        f"Arithmetic: {evaluated:.0f} evaluation episodes ({rows:.0f} rows, the oracle as {DEAR['greedy']:.0f}, "
-        f"x {len(CONTEXTS)} contexts x {SEEDS} seeds), {trained} of training, {seconds} s each with "
+        f"Arithmetic: {evaluated:.0f} evaluation episodes (dear controllers counted as the plain ones that they cost, "
+        f"{rows:.0f} in all, x {len(wanted)} contexts x {SEEDS} seeds), {trained} of training, {seconds} s each with "
         f"{torch.get_num_threads()} thread(s): {minutes:.0f} minutes. What was not given time is marked 'not run'."
     )
 
@@ -263,18 +293,20 @@ def main() -> None:
     def log(what: str) -> None:
         print(f"{time.perf_counter() - begin:6.0f} s  {what}", flush=True)
         write_json(place, kept)
-        write_text(place.with_suffix(".md"), page(env, tables, arithmetic))
+        write_text(place.with_suffix(".md"), written(wanted, tables, arithmetic))
 
-    for wanted, dear in (((), False), (learners[:2], False), (learners, False), (learners, True)):
-        for agent in wanted:
+    dears = sum(name in DEAR for name in page.others)
+    stages = [((), 0), (learners[:2], 0), *((learners, dear) for dear in range(dears + 1))]
+    for taught, dear in stages:
+        for agent in taught:
             if not finished(run_folder(env, agent)) and fits(TRAINING):
                 run(training(env, agent))
                 log(f"trained {agent}")
-        for table in tables_of(env):
-            again = table.context in tables  # what did not learn is kept
-            count = len(learners) if again else sum(DEAR.get(name, 1) for name in others if dear or name not in DEAR)
-            changed = tables.get(table.context, {}).get("command") != shlex.join(table.command(dear))
-            if changed and fits(SEEDS * (count + (DEAR["greedy"] if dear and "greedy" in others else 0))):
+        for table in wanted:
+            command = table.command(dear)
+            there = shlex.split(tables.get(table.context, {}).get("command", ""))
+            count = sum(DEAR.get(name, 1) for name in command[2 : command.index("--env")] if name not in there)
+            if there != command and fits(SEEDS * count):  # what does not learn was kept, and costs nothing
                 tables[table.context] = made(table, dear)
                 log(table.context)
     log("done")
