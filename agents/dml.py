@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from kd_gym.agents.feedback import Feedback, TeacherGradient, gradient
-from kd_gym.agents.lgtm import auxiliary
+from kd_gym.agents.feedback import Feedback, TeacherGradient
 from kd_gym.backend.encoder import Params
 from kd_gym.backend.live import BertNetwork, LiveTeacher
 from kd_gym.backend.process import DistillationProcess
@@ -41,12 +40,8 @@ class DML(Feedback):
         self, process: DistillationProcess, live: LiveTeacher, control: Control, update: int
     ) -> TeacherGradient:
         """The peer's own loss on the coming batch."""
-        tokens, labels = process.coming()
-        student = process.encode(process.params, tokens).logits.detach()
-        loss = auxiliary(live(tokens).logits, student, labels, self.config.imitation)
-        self.spend(process, tokens, student=1, teacher=3)
         self._rate = float(process.learning_rate()[0])
-        return TeacherGradient(gradient(loss, live.params), {})
+        return self.auxiliary_gradient(process, live, live.params)
 
     def teacher_step(self, live: LiveTeacher, gradients: Params, progress: float) -> None:
         """The peer's step, at the student's own rate."""

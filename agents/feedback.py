@@ -40,6 +40,13 @@ def gradient(loss: Tensor, p: Params) -> Params:
     return dict(zip(p, torch.autograd.grad(loss, list(p.values()), materialize_grads=True), strict=True))
 
 
+def auxiliary(teacher: Tensor, student: Tensor, labels: Tensor, imitation: float) -> Tensor:
+    """alpha_t KL(p_S || p_T) + (1 - alpha_t) CE(y, T), the student fixed: logits [N, B, C] of both -> mean."""
+    p = student.detach().softmax(-1)
+    apart = (p * (p.clamp_min(1e-12).log() - teacher.log_softmax(-1))).sum(-1).mean()
+    return imitation * apart + (1 - imitation) * F.cross_entropy(teacher.flatten(0, 1), labels.flatten())
+
+
 def held_out_gradient(
     process: DistillationProcess, params: Params, held: tuple[Tokens, Tensor], dropout: Dropout = keep
 ) -> Params:
@@ -167,6 +174,15 @@ class Feedback(Controller):
             self._told.setdefault(name, []).append(value)
         self.teacher_step(process.live, found.values, update / self.recipe.process.horizon)
         return control
+
+    def auxiliary_gradient(self, process: DistillationProcess, live: LiveTeacher, part: Params) -> TeacherGradient:
+        """The gradient of `auxiliary` on the coming batch by a part of the teacher's parameters."""
+        tokens, labels = process.coming()
+        student = process.encode(process.params, tokens).logits
+        loss = auxiliary(live(tokens).logits, student, labels, self.config.imitation)
+        whole = len(part) == len(live.params)  # the way back through a head alone is short
+        self.spend(process, tokens, student=1, teacher=3 if whole else 1)
+        return TeacherGradient(gradient(loss, part), {})
 
     def spend(self, process: DistillationProcess, tokens: Tokens, student: float = 0, teacher: float = 0) -> None:
         """Count passes over a batch: a forward pass is 1, with its backward pass 3, with its tangent 2."""

@@ -9,10 +9,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kd_gym.agents.feedback import Feedback, HeldOut, Lesson, TeacherGradient, gradient, held_out_gradient
+from kd_gym.agents.feedback import Feedback, HeldOut, Lesson, TeacherGradient, auxiliary, gradient, held_out_gradient
 from kd_gym.agents.protocol import Array, Controller
 from kd_gym.backend.encoder import Params, forward_flops
 from kd_gym.backend.live import LiveTeacher
@@ -39,13 +38,6 @@ class LGTMConfig:
     """alpha_t: the teacher's auxiliary loss is alpha_t KL(p_S || p_T) + (1 - alpha_t) CE"""
     dropout: float = 0.1
     """faithful mode: dropout of both in the passes where the released code trains"""
-
-
-def auxiliary(teacher: Tensor, student: Tensor, labels: Tensor, imitation: float) -> Tensor:
-    """alpha_t KL(p_S || p_T) + (1 - alpha_t) CE(y, T), the student fixed: logits [N, B, C] of both -> mean."""
-    p = student.detach().softmax(-1)
-    apart = (p * (p.clamp_min(1e-12).log() - teacher.log_softmax(-1))).sum(-1).mean()
-    return imitation * apart + (1 - imitation) * F.cross_entropy(teacher.flatten(0, 1), labels.flatten())
 
 
 class LGTM(Feedback):

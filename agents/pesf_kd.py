@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kd_gym.agents.feedback import Feedback, TeacherGradient, gradient
-from kd_gym.agents.lgtm import auxiliary
+from kd_gym.agents.feedback import Feedback, TeacherGradient
 from kd_gym.backend.encoder import Params
 from kd_gym.backend.live import LiveTeacher
 from kd_gym.backend.process import DistillationProcess
@@ -36,12 +35,8 @@ class PESFKD(Feedback):
         self, process: DistillationProcess, live: LiveTeacher, control: Control, update: int
     ) -> TeacherGradient:
         """The gradient by the head alone: the backward pass ends there."""
-        tokens, labels = process.coming()
         head = {name: value for name, value in live.params.items() if name.startswith(("pooler", "classifier"))}
-        student = process.encode(process.params, tokens).logits.detach()
-        loss = auxiliary(live(tokens).logits, student, labels, self.config.imitation)
-        self.spend(process, tokens, student=1, teacher=1)
-        return TeacherGradient(gradient(loss, head), {})
+        return self.auxiliary_gradient(process, live, head)
 
     def teacher_step(self, live: LiveTeacher, gradients: Params, progress: float) -> None:
         """AdamW before the student's step."""

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kd_gym.agents.feedback import Feedback, TeacherGradient, gradient
-from kd_gym.agents.lgtm import auxiliary
+from kd_gym.agents.feedback import Feedback, TeacherGradient
 from kd_gym.backend.encoder import Params
 from kd_gym.backend.live import LiveTeacher
 from kd_gym.backend.process import DistillationProcess
@@ -34,11 +33,7 @@ class ProKT(Feedback):
         self, process: DistillationProcess, live: LiveTeacher, control: Control, update: int
     ) -> TeacherGradient:
         """d [alpha_t KL(p_S || p_T) + (1 - alpha_t) CE] / d teacher on the coming batch."""
-        tokens, labels = process.coming()
-        student = process.encode(process.params, tokens).logits.detach()
-        loss = auxiliary(live(tokens).logits, student, labels, self.config.imitation)
-        self.spend(process, tokens, student=1, teacher=3)
-        return TeacherGradient(gradient(loss, live.params), {})
+        return self.auxiliary_gradient(process, live, live.params)
 
     def teacher_step(self, live: LiveTeacher, gradients: Params, progress: float) -> None:
         """AdamW before the student's step."""

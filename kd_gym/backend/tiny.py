@@ -68,13 +68,13 @@ def tiny_data(name: str | None) -> TaskData:
     return build_data(source, tiny_tokenizer(), None)
 
 
-def tiny_init(data: TaskData) -> StudentInit:
+def tiny_init(data: TaskData, layers: int = 2, hidden: int = 16) -> StudentInit:
     """Students of 2 layers x 16, all but the embeddings drawn from the seed."""
-    arch = Architecture(2, 16, 2, 32, len(data.vocabulary), data.classes, positions=64)
+    arch = Architecture(layers, hidden, hidden // 8, 2 * hidden, len(data.vocabulary), data.classes, positions=64)
     random = torch.Generator().manual_seed(0)
     full = len(tiny_tokenizer())
     shared = {
-        name: torch.randn(rows, 16, generator=random) * 0.1
+        name: torch.randn(rows, hidden, generator=random) * 0.1
         for name, rows in (("word", full), ("position", 64), ("segment", 2))
     }
     return StudentInit(arch, shared, data.vocabulary)

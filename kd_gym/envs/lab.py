@@ -208,7 +208,7 @@ def open_lab(recipe: EnvRecipe, data: str = "auto", device: str = "auto", backen
             found,
             target,
             lambda spec, _: _pretended(spec, found),
-            lambda _: tiny_init(found),
+            lambda _: tiny_init(found, recipe.layers, recipe.hidden),
         )
     if backend != "full":
         raise KDGymError(f"unknown backend {backend!r}: full or tiny")

@@ -70,7 +70,7 @@ class Origin:
         decisions = recipe.process.horizon // recipe.updates
         if self.horizon < decisions:
             raise KDGymError(
-                f"a horizon of {self.horizon} updates is shorter than the {decisions} decisions of an episode"
+                f"a horizon of {self.horizon} updates is shorter than an episode's {decisions} decisions"
             )
         updates = self.horizon // decisions
         return replace(recipe, updates=updates, process=replace(process, horizon=updates * decisions))
@@ -248,7 +248,8 @@ def recipe_of(origin: Origin, knowledge: tuple[str, ...] | None = None, several:
     if knowledge is not None:
         mini = replace(mini, process=replace(mini.process, knowledge=knowledge))
     if origin.backend == "tiny":
-        mini = replace(mini, process=replace(mini.process, horizon=20, batch=8), updates=4, reward_rows=32)
+        short = replace(mini.process, horizon=20, batch=8)
+        mini = replace(mini, layers=2, hidden=16, heads=2, process=short, updates=4, reward_rows=32)
     elif base:
         mini = replace(
             mini,
