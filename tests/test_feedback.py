@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from kd_gym.agents import feedback
 from kd_gym.agents.ikd import IKD, IKDConfig
 from kd_gym.agents.lgtm import LGTM, LGTMConfig
-from kd_gym.agents.meta_distil import MetaDistil
+from kd_gym.agents.meta_distil import MetaDistil, MetaDistilConfig
 from kd_gym.agents.protocol import AGENTS, agent_class
 from kd_gym.backend.meta import look_ahead, norm, sgd_ahead, slope, times
 from kd_gym.backend.state import Context
@@ -40,7 +40,7 @@ def held_out(process):
     return process.train.batch(rows.unsqueeze(0)), process.train.labels[rows]
 
 
-def unrolled(process, ahead, control=HALF):
+def unrolled(process, ahead, control=HALF, held=None):
     """d held-out loss / d teacher by autograd through theta' = theta - pull * gradient, with `pull` held constant.
 
     The gradient's own value is taken out again, so that theta' is where `ahead` is whatever the optimiser did.
@@ -53,7 +53,7 @@ def unrolled(process, ahead, control=HALF):
     moved = {
         name: ahead.params[name] - ahead.pull[name] * (g - g.detach()) for name, g in zip(student, own, strict=True)
     }
-    tokens, labels = held_out(process)
+    tokens, labels = held or held_out(process)
     exam = F.cross_entropy(process.encode(moved, tokens, plain=True).logits[0], labels)
     return feedback.gradient(exam, process.live.params)
 
@@ -205,6 +205,30 @@ def test_ikd_steps_along_the_exam_and_its_own_loss():
     assert along == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("ikd", IKDConfig(feedback=1.0)),
+        ("lgtm", LGTMConfig(influence=1e6)),
+        ("meta-distil", MetaDistilConfig(pilot_rate=0.01)),
+    ],
+)
+def test_controllers_step_down_the_held_out_loss_of_their_next_student(name, config):
+    """Each one's gradient, as far as it is of the student's feedback, against autograd through the unrolled update."""
+    controller, env = make(name, config=config)
+    env.step(controller.act(None))
+    process = env.episodes.process
+    control = env.family.decide([controller.act(None)], env.episodes).control
+    lesson = feedback.Lesson(process, process.live, control)
+    ahead = lesson.look_ahead() if name != "meta-distil" else sgd_ahead(
+        process.params, lesson.student_gradient(), config.pilot_rate
+    )  # fmt: skip
+    expected = unrolled(process, ahead, control, controller.held.batch(int(process.update[0])))
+    found = controller.teacher_gradient(process, process.live, control, int(process.update[0])).values
+    along = sum(float((found[key] * expected[key]).sum().detach()) for key in found)
+    assert along / float(norm(found) * norm(expected)) > 0.99
+
+
 def test_ikds_student_takes_its_step_before_the_teacher_does():
     controller, env = make("ikd")
     process = env.episodes.process
@@ -310,3 +334,29 @@ def test_a_live_teachers_state_is_a_part_of_the_snapshot():
     process.restore(state)
     process.advance(control, 1)
     assert all(torch.equal(value, process.snapshot().tensors[name]) for name, value in after.tensors.items())
+
+
+def test_influences_are_products_of_each_samples_gradient_and_the_held_out_one():
+    """LGTM's I_i, which `lgtm-priority` scores candidates by: one pass in forward mode against a gradient for each."""
+    _, _, spec = agent_for("lgtm-priority", EnvSpec("SamplePriority-SST2", backend="tiny"))
+    env = spec.make()
+    controller = agent_class("lgtm-priority")[0](env)
+    seen, _ = env.reset(seed=7)
+    controller.begin(env)
+    env.step(env.action_space.sample())
+    scores = (controller.act(seen) + 1) / 2
+    process, pool = env.episodes.process, env.family.pool
+    batch, control = process.peek(pool), env.family.uniform(1)
+    tokens, labels = process.coming(pool)
+    held, answers = controller._held.batch(1)
+    parameters = list(process.params.values())
+    loss = F.cross_entropy(process.encode(process.params, held).logits[0], answers)
+    v = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    losses = process.each(process.params, process.encode(process.params, tokens), batch.teachers, labels, control)[0]
+    influences = []
+    for one in losses:
+        own = torch.autograd.grad(one, parameters, retain_graph=True, materialize_grads=True)
+        influences.append(sum(float((a * b).sum()) for a, b in zip(own, v, strict=True)))
+    expected = np.maximum(influences, 0)
+    assert 0 < (expected > 0).sum() < pool
+    assert scores == pytest.approx(expected / expected.max(), abs=1e-3)

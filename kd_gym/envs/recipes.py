@@ -69,9 +69,7 @@ class Origin:
             return replace(recipe, process=process)
         decisions = recipe.process.horizon // recipe.updates
         if self.horizon < decisions:
-            raise KDGymError(
-                f"a horizon of {self.horizon} updates is shorter than an episode's {decisions} decisions"
-            )
+            raise KDGymError(f"a horizon of {self.horizon} updates is shorter than an episode's {decisions} decisions")
         updates = self.horizon // decisions
         return replace(recipe, updates=updates, process=replace(process, horizon=updates * decisions))
 

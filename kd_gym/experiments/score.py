@@ -109,7 +109,9 @@ def play_fixed(env: DistillationEnv, controller: Controller, name: str, kwargs: 
     """`play` for a control that does not learn, scored once for each (id, data, teacher, seed, code) and kept."""
     lab = env.lab
     config = {k: v for k, v in kwargs.items() if k not in ("data", "device")}
-    code = [file_digest(Path(inspect.getfile(type(thing)))) for thing in (controller, env.family, env.episodes)]
+    kinds = {kind for thing in (controller, env.family, env.episodes) for kind in type(thing).__mro__}
+    own = sorted({inspect.getfile(kind) for kind in kinds if kind.__module__.startswith("kd_gym.")})
+    code = [file_digest(Path(file)) for file in own]
     fixed = lab.fingerprint(config.get("context", "default"))
     key = digest(fixed, name, config, seed, code, *_VERSIONS, str(lab.device))
     file = cache_dir() / "scores" / f"{key}.json"
