@@ -51,6 +51,7 @@ class Page:
     learners: tuple[str, ...]
     others: tuple[str, ...]
     contexts: tuple[str, ...] = ("default", "noise-40", "wrong-teacher")
+    dearest: str = ""  # whose cost the plain ones are given too, as longer episodes, in one more table
 
 
 PAGES = {
@@ -82,6 +83,7 @@ PAGES = {
             *("takd", "minilm", "tinybert", "pesf-kd", "lgtm", "ikd", "meta-distil", "prokt"),
         ),
         ("default",),
+        dearest="lgtm",
     ),
 }
 
@@ -93,6 +95,12 @@ class Table:
     task: str
     page: Page
     context: str
+    updates: int | None = None  # of an episode, where not the id's own
+
+    @property
+    def key(self) -> str:
+        """What tells it from other tables of its page."""
+        return self.context if self.updates is None else f"{self.context}, at the cost of {self.page.dearest}"
 
     @property
     def env(self) -> str:
@@ -102,11 +110,12 @@ class Table:
     def command(self, dear: int) -> list[str]:
         """What makes it, with the learners that are trained so far and so many of the dear controllers."""
         runs = [str(run) for agent in self.page.learners if finished(run := run_folder(self.env, agent))]
-        left_out = [name for name in self.page.others if name in DEAR][dear:]
+        left_out = [name for name in self.page.others if name in DEAR][0 if self.updates else dear :]
         names = [name for name in self.page.others if name not in left_out]
         return [
             *("kd-gym", "evaluate", *runs, *names, "--env", self.env),
             *("--context", self.context, "--seeds", str(SEEDS)),
+            *(("--env-config.horizon", str(self.updates)) if self.updates else ()),
         ]
 
 
@@ -147,7 +156,8 @@ def run(command: list[str]) -> None:
 
 def made(table: Table, dear: int) -> dict[str, Any]:
     """Run a table's command and keep what the page shows."""
-    command, file = table.command(dear), RUNS / f"{table.env}-{table.context}.json"
+    command = table.command(dear)
+    file = RUNS / f"{table.env}-{digest(command)[:6]}.json"
     run([*command, "--json", str(file)])
     told = json.loads(file.read_text())
     kept = ("scores", "cross_entropy", "reward", "flops", "controller_flops", "seconds", "failure")
@@ -214,7 +224,7 @@ def lines_of(table: Table, found: dict[str, Any], base: str) -> Iterator[str]:
         yield "| " + " | ".join([row["name"], *cells]) + " |"
     there = {row["name"] for row in found["rows"]}
     for name in (*table.page.learners, *table.page.others):
-        if name not in there:
+        if name not in there and not (table.updates and name in DEAR):
             yield f"| {name} | not run |" + " |" * (len(heads) - 2)
 
 
@@ -232,12 +242,24 @@ def written(wanted: list[Table], tables: dict[str, Any], arithmetic: str) -> str
     ]
     base = baseline(env, tables)
     for table in wanted:
-        lines += [f"## Context {table.context}", ""]
-        found = tables.get(table.context)
+        lines += [f"## Context {table.key}", ""]
+        found = tables.get(table.key)
         lines += (
             [*lines_of(table, found, base), ""] if found else [f"not run: `{shlex.join(table.command(len(DEAR)))}`", ""]
         )
     return "\n".join(lines)
+
+
+def longer(table: Table, tables: dict[str, Any], horizon: int) -> list[Table]:
+    """The table of plain controllers in episodes as dear as the dearest one's, once that has been measured."""
+    spent = {
+        row["name"]: float(np.mean([e["flops"] + e["controller_flops"] for e in row["episodes"]]))
+        for row in tables.get(table.key, {}).get("rows", [])
+    }
+    if not {table.page.dearest, "uniform"} <= spent.keys():
+        return []
+    updates = round(horizon * spent[table.page.dearest] / spent["uniform"])
+    return [Table(table.task, table.page, table.context, updates)]
 
 
 def seconds_of(env: str) -> float:
@@ -287,6 +309,8 @@ def main() -> None:
         f"{torch.get_num_threads()} thread(s): {minutes:.0f} minutes. What was not given time is marked 'not run'."
     )
 
+    horizon = EnvSpec(env).family.recipe.process.horizon
+
     def fits(count: float) -> bool:
         return bool(count * seconds < args.minutes * 60 - (time.perf_counter() - begin))
 
@@ -304,11 +328,14 @@ def main() -> None:
                 log(f"trained {agent}")
         for table in wanted:
             command = table.command(dear)
-            there = shlex.split(tables.get(table.context, {}).get("command", ""))
+            there = shlex.split(tables.get(table.key, {}).get("command", ""))
             count = sum(DEAR.get(name, 1) for name in command[2 : command.index("--env")] if name not in there)
+            count *= (table.updates or horizon) / horizon
             if there != command and fits(SEEDS * count):  # what does not learn was kept, and costs nothing
-                tables[table.context] = made(table, dear)
-                log(table.context)
+                tables[table.key] = made(table, dear)
+                log(table.key)
+        if page.dearest and len(wanted) == len(page.contexts):
+            wanted += longer(wanted[0], tables, horizon)
     log("done")
 
 
