@@ -19,8 +19,10 @@ class DMLConfig:
 
 
 class DML(Feedback):
-    """The teacher is a second student of the same shape and another seed, trained on the same batches with the same
-    loss: cross-entropy, and KL to the other's soft targets. Nobody is tuned.
+    """Two students that teach each other, and no tuned teacher.
+
+    The second one has the same shape and another seed, and is trained on the same batches with the same loss:
+    cross-entropy, and KL to the other's soft targets.
     """
 
     Config = DMLConfig

@@ -53,8 +53,9 @@ class Uniform(FixedWeights):
 
 
 class UniformWithReward(Uniform):
-    """The uniform control, trained on `train` and `reward` together: what controllers have to beat that learn from the
-    labels of `reward`. It stands beside them in every table.
+    """The uniform control, trained on `train` and `reward` together.
+
+    What controllers have to beat that learn from the labels of `reward`; it stands beside them in every table.
     """
 
     options: ClassVar = {"rows": "train+reward"}

@@ -21,7 +21,7 @@ class PESFKDConfig:
 
 
 class PESFKD(Feedback):
-    """A tuned teacher of which just a small part is trained, so that its soft targets come nearer to its student's.
+    """A tuned teacher whose head alone is trained, so that its soft targets come nearer to its student's.
 
     The paper trains an adapter; here it is the teacher's own head, pooler and classifier, for want of its details.
     """

@@ -21,8 +21,9 @@ class ProKTConfig:
 
 
 class ProKT(Feedback):
-    """LGTM without its influence: an untuned teacher learns the labels and is pulled towards its student, which learns
-    from its soft targets alone.
+    """LGTM without its influence.
+
+    An untuned teacher learns the labels and is pulled towards its student, which learns from its soft targets alone.
     """
 
     Config = ProKTConfig

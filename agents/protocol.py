@@ -1,9 +1,10 @@
 """What a controller is, and the names by which the command line knows them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from types import NoneType
+from typing import Any, ClassVar, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from kd_gym.envs.family import Family
 from kd_gym.errors import KDGymError
-from kd_gym.plugins import Registry
+from kd_gym.plugins import Registry, nearest
 
 Array = NDArray[Any]
 
@@ -33,11 +34,42 @@ def check_fit(agent: type, family: str, given: Mapping[str, Any]) -> None:
             raise KDGymError(f"{name} needs {key}={value!r}, not {given[key]!r}")
 
 
+def with_settings(config: Any, text: str) -> Any:
+    """Settings with those of `KEY=VALUE,KEY=VALUE` in place of their own.
+
+    Raises:
+        KDGymError: an unknown key, or a value that its field cannot have.
+    """
+    known = {field.name: field.type for field in fields(config)}
+    found: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        key, _, given = part.partition("=")
+        if key not in known:
+            raise nearest("setting", key, known)
+        found[key] = _value(key, given, get_args(known[key]) or (known[key],))
+    return replace(config, **found)
+
+
+def _value(key: str, given: str, options: tuple[Any, ...]) -> Any:
+    """A setting's value: one of the words or of the types that it can have."""
+    for option in options:
+        if given in (option, "None" if option is NoneType else option):
+            return None if option is NoneType else option
+        if option in (int, float):
+            try:
+                return option(given)
+            except ValueError:
+                continue
+    names = (option.__name__ if isinstance(option, type) else str(option) for option in options)
+    raise KDGymError(f"{key} cannot be {given!r}: give {' or '.join(names)}")
+
+
 class Controller:
     """Base of all controllers. To write one, subclass it and give it `predict`; to make it learn, `learn` too.
 
     Attributes:
-        Config: a dataclass of its settings; the command line makes `--agent-config.KEY` of each field.
+        Config: a dataclass of its settings; the command line makes `--agent-config.KEY` of each field, and of one that
+            does not learn `NAME:KEY=VALUE`.
         actions: the action kinds that it can take, the preferred one first.
         fits: the env families that it serves; none named: all that have one of its action kinds.
         options: arguments of the env that it needs to have just so.
@@ -50,7 +82,8 @@ class Controller:
         env: an env of the kind that it will control. It tells spaces and recipe, and is not stepped.
         seed: of everything random in the controller.
         config: its settings.
-        argument: what stands behind the colon of its name (`single:response`), or an empty text.
+        argument: what stands behind the colon of its name (`single:response`), or an empty text; settings, where it
+            has some and does not learn (`lgtm:mode=faithful`).
     """
 
     Config: ClassVar[type] = NoConfig
@@ -72,6 +105,8 @@ class Controller:
         self.features = env.unwrapped.episodes.features  # type: ignore[attr-defined]
         self.seed = seed
         self.config = config if config is not None else self.Config()
+        if fields(self.config) and not self.learns:
+            self.config = with_settings(self.config, argument)
         self.argument = argument
 
     def predict(

@@ -11,8 +11,9 @@ from kd_gym.errors import KDGymError
 
 
 class RCO(FixedWeights):
-    """The student learns from an early checkpoint of the default teacher's training in the first half of the run, and
-    from its teacher in the second. The paper's route has more stations; the teacher is kept at these two.
+    """An early checkpoint of the teacher's training first, then the teacher.
+
+    They change in the middle of the run. The paper's route has more stations; the teacher is kept at these two.
     """
 
     fits = ("KnowledgeSelect",)

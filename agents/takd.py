@@ -24,10 +24,10 @@ class TAKDConfig:
 
 
 class TAKD(FixedWeights):
-    """Before the episode an assistant between teacher and student in size is distilled from the teacher, on the batches
-    that the student will see, with half soft targets and half labels; then the student is distilled from the assistant.
+    """A teacher's assistant, between teacher and student in size, in the teacher's place.
 
-    Its training is counted as the controller's cost.
+    Before the episode it is distilled from the teacher, on the batches that the student will see, with half soft
+    targets and half labels. Its training is counted as the controller's cost.
     """
 
     Config = TAKDConfig

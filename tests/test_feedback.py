@@ -1,6 +1,7 @@
 """Controllers that train the teacher: their gradients against autograd through the unrolled update, and their runs."""
 
 import math
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +13,7 @@ from kd_gym.agents import feedback
 from kd_gym.agents.ikd import IKD, IKDConfig
 from kd_gym.agents.lgtm import LGTM, LGTMConfig
 from kd_gym.agents.meta_distil import MetaDistil, MetaDistilConfig
-from kd_gym.agents.protocol import AGENTS, agent_class
+from kd_gym.agents.protocol import AGENTS, agent_class, make_controller
 from kd_gym.backend.meta import look_ahead, norm, sgd_ahead, slope, times
 from kd_gym.backend.state import Context
 from kd_gym.backend.terms import Control
@@ -283,7 +284,7 @@ def test_trainers_play_whole_episodes_again_and_again(name):
 def test_a_gradient_that_is_not_finite_is_left_out_and_three_end_the_episode(name, monkeypatch):
     controller, env = make(name)
     process = env.episodes.process
-    honest, bad = controller.teacher_gradient, {1, 2, 5, 6, 7}
+    honest, bad = controller.teacher_gradient, {1, 2, 5, 13, 14, 15}
 
     def sometimes(*args):
         found = honest(*args)
@@ -294,7 +295,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_three_end_the_episode(nam
     info, over = {}, False
     while not over:
         _, _, over, _, info = env.step(controller.act(None))
-    assert controller.notes()["skipped"] == 5
+    assert controller.notes()["skipped"] == len(bad)
     assert info["failure"] == "the teacher's gradient was not finite 3 times in a row"
     assert all(value.isfinite().all() for value in process.live.params.values())
     assert all(value.isfinite().all() for value in process.params.values())
@@ -360,3 +361,17 @@ def test_influences_are_products_of_each_samples_gradient_and_the_held_out_one()
     expected = np.maximum(influences, 0)
     assert 0 < (expected > 0).sum() < pool
     assert scores == pytest.approx(expected / expected.max(), abs=1e-3)
+
+
+def test_settings_stand_behind_the_name():
+    env = make("lgtm")[1]
+    chosen = make_controller("lgtm:mode=faithful,radius=0.02,teacher_rate=1", env).config
+    assert chosen == LGTMConfig(mode="faithful", radius=0.02, teacher_rate=1.0)
+    assert make_controller("lgtm:radius=None", env).config == LGTMConfig()
+    for text, said in (
+        ("mod=faithful", "unknown setting 'mod': did you mean 'mode'?"),
+        ("mode=true", "mode cannot be 'true': give corrected or faithful"),
+        ("radius=far", "radius cannot be 'far': give float or NoneType"),
+    ):
+        with pytest.raises(KDGymError, match=re.escape(said)):
+            make_controller(f"lgtm:{text}", env)

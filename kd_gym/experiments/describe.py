@@ -138,8 +138,11 @@ def _thing_page(name: str, thing: Any) -> str:
     lines = [f"# {name}", "", inspect.getdoc(thing) or ""]
     actions = getattr(thing, "actions", ())
     lines += ["", f"Action kinds, the preferred one first: {', '.join(actions)}."]
+    if options := getattr(thing, "options", {}):
+        lines += ["", f"What its env has to have: {', '.join(f'{key}={value}' for key, value in options.items())}."]
     fields = getattr(getattr(thing, "Config", None), "__dataclass_fields__", {})
     if fields:
-        lines += ["", "Settings (`--agent-config.KEY`):"]
+        form = "--agent-config.KEY" if getattr(thing, "learns", False) else f"{name}:KEY=VALUE,..."
+        lines += ["", f"Settings (`{form}`):"]
         lines += [f"- {key} = {value.default}" for key, value in fields.items()]
     return "\n".join(lines)
