@@ -15,7 +15,7 @@ class DMLConfig:
     """Settings of DML."""
 
     imitation: float = 0.5
-    """weight of the other's soft targets beside the labels, for both"""
+    """weight of the other's soft targets beside the labels in the peer's loss; the student's is one half"""
 
 
 class DML(Feedback):

@@ -104,6 +104,13 @@ class Lesson:
         return dict(zip(parameters, found, strict=True))
 
 
+def need_begin(controller: Controller, attribute: str) -> None:
+    """Raise unless `begin` has set what a controller works with."""
+    if not hasattr(controller, attribute):
+        name = type(controller).__name__
+        raise KDGymError(f"{name} works inside the env that it controls: call begin(env) after env.reset()")
+
+
 class TeacherGradient(NamedTuple):
     """What a teacher is to step along, and what the log shows of it by name."""
 
@@ -144,6 +151,7 @@ class Feedback(Controller):
 
     def act(self, observation: Array) -> Array:
         """The same weights always; what changes is the teacher."""
+        need_begin(self, "held")
         top = max(self.weights.values())
         return np.array([2 * self.weights.get(name, 0.0) / top - 1 for name in self.family.labels], np.float32)
 

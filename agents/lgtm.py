@@ -11,14 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_gym.agents.feedback import Feedback, HeldOut, Lesson, TeacherGradient, auxiliary, gradient, held_out_gradient
+from kd_gym.agents.feedback import (
+    Feedback,
+    HeldOut,
+    Lesson,
+    TeacherGradient,
+    auxiliary,
+    gradient,
+    held_out_gradient,
+    need_begin,
+)
 from kd_gym.agents.protocol import Array, Controller
 from kd_gym.backend.encoder import Params, forward_flops
 from kd_gym.backend.live import LiveTeacher
 from kd_gym.backend.meta import dropout_of, look_ahead, norm, slope, times
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.terms import Control
-from kd_gym.errors import KDGymError
 
 
 @dataclass(frozen=True)
@@ -131,8 +139,7 @@ class LGTMPriority(Controller):
 
     def act(self, observation: Array) -> Array:
         """The candidates' influences, scaled to the largest."""
-        if not hasattr(self, "_env"):
-            raise KDGymError("lgtm-priority looks at the student of the env that it controls: call begin(env) first")
+        need_begin(self, "_env")
         process: DistillationProcess = self._env.episodes.process
         tokens, labels = process.coming(self.family.pool)  # type: ignore[attr-defined]
         seen = process.peek(self.family.pool)  # type: ignore[attr-defined]

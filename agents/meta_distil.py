@@ -31,13 +31,13 @@ class MetaDistil(Feedback):
     A copy of the student takes a plain step on the batch; the teacher steps down the copy's cross-entropy on a quiz
     batch of `reward`, through that step; then the student itself takes its own step with the new teacher. The
     student's loss: half cross-entropy, half tau^2 times the squared distance of softened probabilities, tau = 5, and
-    the [CLS] states of all its layers but the last (PKD; beta 100 of a mean over the width 384).
+    the [CLS] states of all its layers but the last (PKD, beta 100).
     The teacher is told nothing else, and the quiz is one batch, not the whole set.
     """
 
     Config = MetaDistilConfig
     options: ClassVar = {"teacher": "live", "knowledge": "hard,soft-mse,cls-skip", "tau": 5.0, "scales": False}
-    weights: ClassVar = {"hard": 0.5, "soft-mse": 0.5, "cls-skip": 100 / 384}
+    weights: ClassVar = {"hard": 0.5, "soft-mse": 0.5, "cls-skip": 100.0}
 
     def teacher_gradient(
         self, process: DistillationProcess, live: LiveTeacher, control: Control, update: int

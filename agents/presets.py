@@ -1,8 +1,7 @@
 """The classical baselines that are nothing but knowledge types, weights and a temperature, as one table.
 
-Weights are those of the papers as far as they are known, turned to this project's losses (a mean over the teacher's
-width of 384 there is a sum here) and divided by their sum; losses are not scaled. KD, PKD, SKD, DIST and RKD are among
-the ten baselines of LGTM's paper.
+Weights are those of the papers as far as they are known, divided by their sum; losses are not scaled. KD, PKD, SKD,
+DIST and RKD are among the ten baselines of LGTM's paper.
 """
 
 from collections.abc import Mapping
@@ -41,12 +40,12 @@ KD = preset("KD", "Soft targets and labels, half each (Hinton et al., 2015).", {
 PKDSkip = preset(
     "PKDSkip",
     "KD and [CLS] states of evenly spaced layers, beta = 100 (PKD-Skip, Sun et al., 2019).",
-    {"hard": 0.5, "response": 0.5, "cls-skip": 100 / 384},
+    {"hard": 0.5, "response": 0.5, "cls-skip": 100.0},
 )
 PKDLast = preset(
     "PKDLast",
     "KD and [CLS] states of the last layers but one, beta = 100 (PKD-Last, Sun et al., 2019).",
-    {"hard": 0.5, "response": 0.5, "cls-last": 100 / 384},
+    {"hard": 0.5, "response": 0.5, "cls-last": 100.0},
 )
 SKD = preset(
     "SKD", "Soft targets of normalised logits (SKD, Guo et al., 2020, recalled).", {"hard": 0.5, "spherical": 0.5}

@@ -1,5 +1,6 @@
 """What a controller is, and the names by which the command line knows them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -57,9 +58,11 @@ def _value(key: str, given: str, options: tuple[Any, ...]) -> Any:
             return None if option is NoneType else option
         if option in (int, float):
             try:
-                return option(given)
+                value = option(given)
             except ValueError:
                 continue
+            if 0 <= value < math.inf and (value or option is float):  # rates, weights and counts
+                return value
     names = (option.__name__ if isinstance(option, type) else str(option) for option in options)
     raise KDGymError(f"{key} cannot be {given!r}: give {' or '.join(names)}")
 
@@ -97,7 +100,8 @@ class Controller:
 
     def __init__(self, env: gym.Env[Any, Any], *, seed: int = 0, config: Any = None, argument: str = "") -> None:
         given = env.unwrapped
-        check_fit(type(self), type(given.family).__name__, {**vars(given.episodes.config), **vars(given.family)})  # type: ignore[attr-defined]
+        told = {**vars(given.episodes.config), **vars(given.family), **given.family.recipe.told()}  # type: ignore[attr-defined]
+        check_fit(type(self), type(given.family).__name__, told)  # type: ignore[attr-defined]
         self.observation_space = env.observation_space
         self.action_space = env.action_space
         self.family: Family = env.unwrapped.family  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from kd_gym.agents.feedback import need_begin
 from kd_gym.agents.heuristics import FixedWeights
 from kd_gym.agents.protocol import Array
 from kd_gym.backend.process import DistillationProcess
@@ -22,6 +23,7 @@ class RCO(FixedWeights):
     def begin(self, env: Any) -> None:
         """Load the early checkpoint's outputs, and choose between both before each update."""
         process: DistillationProcess = env.episodes.process
+        self._begun = True
         if len(env.episodes.recipe.teachers[0].members) > 1:
             raise KDGymError("RCO follows one teacher's route")
         teachers = env.lab.teachers("early")
@@ -37,4 +39,5 @@ class RCO(FixedWeights):
 
     def act(self, observation: Array) -> Array:
         """Labels and soft targets, half each."""
+        need_begin(self, "_begun")
         return self._action({"hard": 0.5, "response": 0.5})

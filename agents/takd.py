@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from kd_gym.agents.feedback import gradient
+from kd_gym.agents.feedback import gradient, need_begin
 from kd_gym.agents.heuristics import FixedWeights
 from kd_gym.agents.protocol import Array
 from kd_gym.backend.encoder import Params, forward_flops
@@ -40,6 +40,10 @@ class TAKD(FixedWeights):
         teacher = process.live
         if teacher is None or not isinstance(teacher.network, BertNetwork):
             raise KDGymError("TAKD cuts its assistant out of a BERT teacher; this one is of another family")
+        if process.init.arch.layers >= teacher.depth:
+            raise KDGymError(
+                f"there is no room for an assistant: the student has {teacher.depth} layers, as its teacher"
+            )
         depth = self.config.layers or (process.init.arch.layers + teacher.depth) // 2
         if not process.init.arch.layers <= depth < teacher.depth:
             raise KDGymError(
@@ -64,6 +68,7 @@ class TAKD(FixedWeights):
 
     def act(self, observation: Array) -> Array:
         """Labels and the assistant's soft targets, half each."""
+        need_begin(self, "_spent")
         return self._action({"hard": 0.5, "response": 0.5})
 
     def cost(self, decisions: int) -> int:

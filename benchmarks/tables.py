@@ -51,6 +51,7 @@ class Page:
     learners: tuple[str, ...]
     others: tuple[str, ...]
     contexts: tuple[str, ...] = ("default", "noise-40", "wrong-teacher")
+    baseline: str = ""  # what differences are against; else the best fixed control of the training contexts
     dearest: str = ""  # whose cost the plain ones are given too, as longer episodes, in one more table
 
 
@@ -83,6 +84,7 @@ PAGES = {
             *("takd", "minilm", "tinybert", "pesf-kd", "lgtm", "ikd", "meta-distil", "prokt"),
         ),
         ("default",),
+        baseline="kd",
         dearest="lgtm",
     ),
 }
@@ -230,17 +232,18 @@ def lines_of(table: Table, found: dict[str, Any], base: str) -> Iterator[str]:
 
 def written(wanted: list[Table], tables: dict[str, Any], arithmetic: str) -> str:
     """A page in Markdown."""
-    env = wanted[0].env
+    env, baseline_of_page = wanted[0].env, wanted[0].page.baseline
+    what = f"`{baseline_of_page}`" if baseline_of_page else "the best fixed control of the training contexts"
     lines = [f"# Controllers on {env}", "", arithmetic, ""]
     lines += [
         f"Mean ± half of the 95 % interval (Student's t) over {SEEDS} evaluation seeds, on `report`. A difference is "
-        "paired by seed, against the best fixed control of the training contexts; that of an adaptive controller is "
+        f"paired by seed, against {what}; that of an adaptive controller is "
         "bold where it is better and its interval excludes zero. Reward is of the env's kind, so it differs between "
         "controllers that need another one. GFLOP and seconds are one episode's, with what the controller spends. "
         f"Learners were trained once, for {EPISODES} episodes of the training contexts.",
         "",
     ]
-    base = baseline(env, tables)
+    base = wanted[0].page.baseline or baseline(env, tables)
     for table in wanted:
         lines += [f"## Context {table.key}", ""]
         found = tables.get(table.key)

@@ -339,5 +339,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"kd-gym: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("kd-gym: interrupted; `kd-gym train --resume RUN` goes on from the last checkpoint\n")
+        more = "; `kd-gym train --resume RUN` goes on from the last checkpoint" if given[0] == "train" else ""
+        sys.stderr.write(f"kd-gym: interrupted{more}\n")
         sys.exit(130)

@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,13 +135,60 @@ def test_a_student_that_diverges_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_no_checkpoint_that_looks_whole(tmp_path):
-    def small():  # files end after 8 kB, as they do on a disk that is full
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+@pytest.mark.parametrize("limit", [8192, 2048, 300])  # of a file: weights, tokenizer, or all do not fit
+def test_a_full_disk_leaves_no_checkpoint_that_looks_whole(tmp_path, limit):
+    def small():  # files end there, as they do on a disk that is full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     command = [*COMMAND, "--controller", "uniform", "--out", str(tmp_path / "out"), "--budget", "20"]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=small, env=environment, check=False)
     assert done.returncode == 2, done.stderr
-    assert f"kd-gym: the student could not be written to {tmp_path / 'out'}: File too large" in done.stderr
+    assert f"kd-gym: the student could not be written to {tmp_path / 'out'}: " in done.stderr
+    assert "Traceback" not in done.stderr
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("out")]
+
+
+def test_a_tokenizer_that_cannot_be_written_leaves_nothing_either(tmp_path, monkeypatch):
+    def full(folder):
+        raise Exception("No space left on device (os error 28)")  # the tokenizers' own kind
+
+    monkeypatch.setattr(TINY.lab().data.tokenizer, "save_pretrained", full)
+    with pytest.raises(KDGymError, match=r"could not be written to .*: No space left on device"):
+        distill("uniform", TINY, tmp_path / "out", budget=20)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_outlives_an_onnx_file_that_could_not_be_made(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(module, "export_onnx", lambda *args: 1 / 0)
+    with pytest.raises(KDGymError, match=r"the checkpoint is in .*out, but model.onnx could not be made"):
+        distill("uniform", TINY, tmp_path / "out", budget=20, onnx=True)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_found_out_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(module, "prepare", lambda *args: pytest.fail("it began"))
+    with pytest.raises(KDGymError, match=r"nothing can be written to .*file/out: Not a directory"):
+        distill("uniform", TINY, tmp_path / "file" / "out", budget=20)
+
+
+def test_the_current_folder_and_a_link_will_do(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    distill("uniform", TINY, tmp_path / "link", budget=20)
+    assert (tmp_path / "real" / "config.json").exists()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    distill("uniform", TINY, Path(), budget=20)
+    assert sorted(p.name for p in Path().iterdir())[:3] == ["README.md", "config.json", "distillation.json"]
+
+
+def test_a_horizon_is_a_budget(tmp_path):
+    found = distill("uniform", TINY.with_config(horizon=25), tmp_path / "out")
+    assert json.loads((found.folder / "distillation.json").read_text())["updates"] == 25
+    with pytest.raises(KDGymError, match="the budget is the horizon: give one of them"):
+        distill("uniform", TINY.with_config(horizon=25), tmp_path / "other", budget=25)
+    with pytest.raises(KDGymError, match="the seed must lie between 0 and"):
+        distill("uniform", TINY, tmp_path / "other", seed=-1)

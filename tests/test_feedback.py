@@ -1,5 +1,6 @@
 """Controllers that train the teacher: their gradients against autograd through the unrolled update, and their runs."""
 
+import functools
 import math
 import re
 
@@ -375,3 +376,62 @@ def test_settings_stand_behind_the_name():
     ):
         with pytest.raises(KDGymError, match=re.escape(said)):
             make_controller(f"lgtm:{text}", env)
+
+
+def test_a_hook_ends_with_its_episode():
+    controller, env = make("ikd")
+    found = []
+    for hooked in (False, True, False):
+        env.reset(seed=5)
+        if hooked:
+            controller.begin(env)
+        for _ in range(3):
+            env.step(np.zeros(2, np.float32))
+        found.append(env.episodes.process.live.params["0.q.weight"].detach().clone())
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("name", ["dml", "takd", "rco", "meta-distil"])
+def test_an_episode_can_be_forked_whoever_teaches(name):
+    controller, env = make(name)
+    env.step(controller.act(None))
+    action = np.asarray(controller.act(None))
+    env.episodes.process.hook = None  # a fork has none
+    other = env.fork()
+    mine, its = env.step(action), other.step(action)
+    assert np.array_equal(mine[0], its[0])
+    assert mine[1] == its[1]
+    assert mine[-1] == its[-1]
+    other.step(action)
+    assert int(env.episodes.process.update[0]) + env.family.updates == int(other.episodes.process.update[0])
+
+
+@pytest.mark.parametrize("name", [n for n in AGENTS.names() if "begin" in vars(agent_class(n)[0])] + TRAINERS)
+def test_who_works_inside_an_env_says_so_where_nobody_began(name):
+    family = "SamplePriority" if "priority" in name else "KnowledgeSelect"
+    env = agent_for(name, EnvSpec(f"{family}-SST2", backend="tiny"))[2].make()
+    seen, _ = env.reset(seed=1)
+    with pytest.raises(KDGymError, match=r"call begin\(env\)"):
+        make_controller(name, env).act(seen)
+
+
+def test_a_hand_built_env_must_have_what_a_controller_needs():
+    make_live = functools.partial(gym.make, "KnowledgeSelect-SST2-v0", backend="tiny", teacher="live")
+    with pytest.raises(KDGymError, match="MetaDistil needs knowledge='hard,soft-mse,cls-skip', not 'hard,response,"):
+        MetaDistil(make_live().unwrapped)
+    with pytest.raises(KDGymError, match=re.escape("MetaDistil needs tau=5.0, not 4.0")):
+        MetaDistil(make_live(knowledge="hard,soft-mse,cls-skip").unwrapped)
+
+
+def test_who_looks_at_a_live_teachers_batch_pays_for_its_own_pass():
+    flops = []
+    for looks in (0, 1):
+        env = gym.make("KnowledgeSelect-SST2-v0", backend="tiny", teacher="live").unwrapped
+        env.reset(seed=1)
+        for _ in range(looks):
+            env.episodes.process.peek()
+        env.step(np.zeros(4, np.float32))
+        flops.append((env.cost["student_flops"], env.cost["teacher_flops"]))
+    assert flops[1][0] > flops[0][0]
+    assert flops[1][1] > flops[0][1] > 0

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kd_gym.backend.encoder import Architecture
 from kd_gym.backend.knowledge import Batch, KnowledgeType
+from kd_gym.errors import KDGymError
 
 
 def soft_mse_loss(batch: Batch) -> Tensor:
@@ -54,9 +55,10 @@ def correlation_loss(batch: Batch) -> Tensor:
 
 
 def _distances(cls: Tensor) -> Tensor:
-    """Euclidean distances within a batch [N, B, H] -> [N, B, B], divided by their mean."""
+    """Euclidean distances within a batch [N, B, H] -> [N, B, B], divided by the mean of those between two samples."""
     apart = (cls.unsqueeze(2) - cls.unsqueeze(1)).square().sum(-1).clamp_min(1e-12).sqrt()
-    return apart / apart.mean((1, 2), keepdim=True)
+    count = cls.shape[1] * (cls.shape[1] - 1)
+    return apart / (apart.sum((1, 2), keepdim=True) / count)
 
 
 def _angles(cls: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ def geometry_loss(batch: Batch) -> Tensor:
 
 def _patient(batch: Batch, teacher: Tensor) -> Tensor:
     mapped = F.normalize(torch.matmul(batch.student.cls[:, :-1], batch.heads["map"]), dim=-1)
-    return (mapped - F.normalize(teacher, dim=-1)).square().sum(-1).mean(1)
+    return (mapped - F.normalize(teacher, dim=-1)).square().mean((1, 3))
 
 
 def cls_skip_loss(batch: Batch) -> Tensor:
@@ -90,6 +92,8 @@ def cls_last_loss(batch: Batch) -> Tensor:
 
 
 def _map(arch: Architecture, width: int) -> dict[str, tuple[int, ...]]:
+    if arch.layers < 2:
+        raise KDGymError("knowledge in layers before the last one needs a student of two layers or more")
     return {"map": (arch.layers - 1, arch.hidden, width)}
 
 

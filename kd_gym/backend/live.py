@@ -1,6 +1,7 @@
 """Live teachers: they run in the loop, their parameters are plain tensors, and a controller may train them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -76,11 +77,17 @@ class HubNetwork:
 
 
 def open_teacher(
-    folder: Path, vocabulary: Tensor, classes: int, device: torch.device, untuned: bool
+    folder: Path,
+    vocabulary: Tensor,
+    classes: int,
+    device: torch.device,
+    untuned: bool,
+    layers: int | None = None,
 ) -> tuple[Network, dict[str, Tensor]]:
     """The network of a checkpoint folder and its parameters (no leading axis), under the trimmed vocabulary.
 
-    With `untuned`, the classifier is zero: every class is as likely as any other.
+    With `untuned`, the classifier is zero: every class is as likely as any other; and of the pretrained body the lowest
+    `layers` alone are there.
 
     Raises:
         KDGymError: `untuned`, and the checkpoint is not of the BERT family.
@@ -94,13 +101,14 @@ def open_teacher(
         return network, {name: value.detach() for name, value in network.model.named_parameters()}
     params["word"] = params["word"][vocabulary]
     if untuned:
-        arch = Architecture(**{**vars(arch), "classes": classes})
+        arch = replace(arch, classes=classes, layers=layers or arch.layers)
+        params = {k: v for k, v in params.items() if not k[0].isdigit() or int(k.partition(".")[0]) < arch.layers}
         h, random = arch.hidden, torch.Generator().manual_seed(0)
         fresh = {"pooler.weight": torch.randn(h, h, generator=random) * 0.02, "pooler.bias": torch.zeros(h)}
         params = (
             fresh | params | {"classifier.weight": torch.zeros(h, classes), "classifier.bias": torch.zeros(classes)}
         )
-    return BertNetwork(Architecture(**{**vars(arch), "vocabulary": len(vocabulary)})), params
+    return BertNetwork(replace(arch, vocabulary=len(vocabulary))), params
 
 
 class LiveTeacher:

@@ -76,11 +76,11 @@ def slope(loss: Callable[[Params], Tensor], p: Params, direction: Params, radius
         loss: a function of the parameters.
         p: where.
         direction: the way to go, of the shape of `p`.
-        radius: None is exact, in forward mode. Otherwise central differences, that far to both sides (LGTM, released
-            code: eps = radius / |direction| with radius 0.01).
+        radius: None or 0 is exact, in forward mode. Otherwise central differences, that far to both sides (LGTM's
+            released code: eps = radius / |direction| with radius 0.01).
     """
     still = {name: value.detach() for name, value in p.items()}
-    if radius is None:
+    if not radius:
         found: Tensor = torch.func.jvp(loss, (still,), (direction,))[1]
         return found
     eps = radius / norm(direction).clamp_min(1e-12)

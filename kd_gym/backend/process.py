@@ -39,8 +39,8 @@ class DistillationProcess(StudentStack):
     """A stack of students that is trained, looked at, evaluated and forked.
 
     Attributes:
-        hook: called before each update with the process and the control; it may train the live teachers and gives
-            the control of this update.
+        hook: called before each update with the process and the control, until the next reset; it may train the live
+            teachers and gives the control of this update.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -51,7 +51,8 @@ class DistillationProcess(StudentStack):
         self._looked = torch.full((self.students,), -1)  # the update whose pool each student has paid for
 
     def reset(self, seeds: Sequence[int], contexts: Sequence[Context], slots: Sequence[int] | None = None) -> None:
-        """As in `StudentStack`; what was seen of coming batches is forgotten."""
+        """As in `StudentStack`; what was seen of coming batches is forgotten, and the hook is taken off."""
+        self.hook = None
         super().reset(seeds, contexts, slots)
         self._forget(slots)
 
@@ -89,7 +90,7 @@ class DistillationProcess(StudentStack):
                 self.cost.seconds["controller"] += time.perf_counter() - asked_at
                 begin += time.perf_counter() - asked_at
             drawn, factor = self._select(control.selection) if control.selection else (None, 1)
-            ahead, self._ahead = self._ahead if self.live is None else None, None  # a live teacher may have changed
+            ahead, self._ahead = self._ahead, None
             batch = self._forward(self.params, slots, drawn=drawn) if drawn or not ahead else ahead
             total = (weights * factor * batch.losses).sum((1, 2)).mean(-1)
             gradients = self._gradients(total.sum(), batch)
@@ -129,10 +130,15 @@ class DistillationProcess(StudentStack):
         slots = range(self.students)
         if pool is None:
             batch = self._ahead = self._ahead or self._forward(self.params, slots)
+            if self.live is not None:  # whose teachers may change before the update: the pass is made again
+                self._ahead = None
+                self.cost.student += batch.flops
         else:
+            fresh, before = (self._looked != self.update).numpy(), self.cost.teacher.copy()
             with torch.no_grad():
                 batch = self._forward(self.params, slots, drawn=self._rows(slots, count=pool))
-            self.cost.student += batch.flops * (self._looked != self.update).numpy()
+            self.cost.student += batch.flops * fresh
+            self.cost.teacher[~fresh] = before[~fresh]
             self._looked = self.update.clone()
         self.cost.seconds["student"] += time.perf_counter() - begin
         logits, cls, word = (part.detach() for part in batch.encoded[:3])
@@ -179,11 +185,11 @@ class DistillationProcess(StudentStack):
     def fork(self, slots: Sequence[int] | None = None) -> "DistillationProcess":
         """A new process that holds copies of these students (all by default; one may be named several times).
 
-        It shares the data and the stores; what happens in it never reaches this one.
+        It shares the data and the stores; what happens in it never reaches this one. It has no hook.
         """
         state = self.snapshot(slots)
         count = len(state.seeds)
-        live = None if self.live is None else self.live.fork(count)
+        own = None if self._own is None else self._own.fork(count)
         other = DistillationProcess(
             self.train,
             self.lessons.teachers,
@@ -192,8 +198,10 @@ class DistillationProcess(StudentStack):
             count,
             self.device,
             self.dtype,
-            live,
+            own,
             len(self.train) - self.lessons.noisy,
         )
+        if self.live is not None and self.live is not self._own:
+            other.adopt(self.live.fork(count))
         other.restore(state)
         return other

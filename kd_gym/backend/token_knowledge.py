@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kd_gym.backend.encoder import Architecture, Detail
 from kd_gym.backend.knowledge import Batch, KnowledgeType, matched_layers
+from kd_gym.errors import KDGymError
 
 
 def _details(batch: Batch) -> tuple[Detail, Detail, Tensor]:
@@ -88,8 +89,14 @@ def _ends(arch: Architecture, width: int) -> dict[str, tuple[int, ...]]:
     return {"map": (2, arch.hidden, width)}
 
 
+def _alike(arch: Architecture, width: int) -> dict[str, tuple[int, ...]]:
+    if width % arch.heads:
+        raise KDGymError(f"self-relation splits the teacher's width of {width} by the student's {arch.heads} heads")
+    return {}
+
+
 TOKENS = frozenset({"tokens"})
 attention = KnowledgeType("attention", "attention maps of matched layers (TinyBERT)", TOKENS, attention_loss)
 hidden = KnowledgeType("hidden", "states of all tokens of matched layers (TinyBERT)", TOKENS, hidden_loss, _map)
 fsp = KnowledgeType("fsp", "FSP matrices between two layers (AKS)", TOKENS, fsp_loss, _ends)
-self_relation = KnowledgeType("self-relation", "relations among tokens (MiniLMv2)", TOKENS, self_relation_loss)
+self_relation = KnowledgeType("self-relation", "relations among tokens (MiniLMv2)", TOKENS, self_relation_loss, _alike)

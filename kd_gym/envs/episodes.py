@@ -71,6 +71,8 @@ class EpisodeConfig:
             raise KDGymError("observation 'cls' shows the coming batch, which is not yet selected here; take vector")
         check_choice("teacher", self.teacher, TeacherKind)
         check_choice("rows", self.rows, Rows)
+        if self.reward == "relative" and (self.teacher, self.rows) != ("stored", "train"):
+            raise KDGymError("reward 'relative' is held against a stored teacher on train; take cross_entropy here")
         if self.teacher != "stored" and len(family.recipe.teacher_names()) > 1:
             raise KDGymError(f"several teachers are stored ones; teacher={self.teacher!r} is for ids with one teacher")
         for name in family.recipe.process.knowledge:

@@ -110,6 +110,7 @@ class DistillationEnv(gym.Env[Array, Any]):
         return {
             "student_flops": float(cost.student[0]),
             "evaluation_flops": float(cost.evaluation[0]),
+            "teacher_flops": float(cost.teacher[0]),
             **{f"{part}_seconds": seconds for part, seconds in cost.seconds.items()},
         }
 
@@ -152,10 +153,11 @@ class DistillationEnv(gym.Env[Array, Any]):
         self._history = list(history)
 
     def fork(self) -> "DistillationEnv":
-        """A second env in the same state: what happens in one never reaches the other."""
+        """A second env in the same state: what happens in one never reaches the other. No controller is hooked in."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other.episodes = Episodes(self.family, self.lab, 1, self.episodes.config)
+        other.episodes = copy.copy(self.episodes)
+        other.episodes.process = self.episodes.process.fork()
         other.action_space = copy.deepcopy(self.action_space)  # it holds a generator
         other.restore(self.snapshot())
         other._np_random = np.random.default_rng()

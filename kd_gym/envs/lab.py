@@ -224,7 +224,11 @@ def open_lab(recipe: EnvRecipe, data: str = "auto", device: str = "auto", backen
             return teacher_store(chosen, own, split, target, progress)
 
         def live(untuned: bool) -> tuple[Network, Params]:
-            return open_teacher(folder if untuned else chosen, own.vocabulary, own.classes, target, untuned)
+            if untuned and not spec.epochs:
+                raise KDGymError(f"teacher {spec.name!r} came tuned: it has no untuned form")
+            return open_teacher(
+                folder if untuned else chosen, own.vocabulary, own.classes, target, untuned, spec.layers
+            )
 
         store = over("train")
         seconds = training_seconds(chosen) + store.seconds

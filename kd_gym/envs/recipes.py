@@ -150,6 +150,11 @@ class EnvRecipe:
         """A hash over the recipe."""
         return digest(asdict(self))
 
+    def told(self) -> dict[str, Any]:
+        """What the arguments `knowledge`, `tau` and `scales` of an env with this recipe are."""
+        process = self.process
+        return {"knowledge": ",".join(process.knowledge), "tau": process.tau, "scales": process.scale_batches > 0}
+
     def teacher_set(self, name: str | None = None) -> tuple[TeacherSpec, ...]:
         """The M teachers of a set, the first one by default.
 

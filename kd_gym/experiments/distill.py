@@ -1,6 +1,9 @@
 """One full-length distillation under a frozen controller, and the student to take home."""
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,10 @@ from kd_gym.envs.faces import DistillationEnv
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.card import model_card
 from kd_gym.experiments.evaluate import load_controller, overrides_of
-from kd_gym.experiments.export import Sizes, check_export, check_onnx, export_onnx, sizes
+from kd_gym.experiments.export import ONNX_FILE, Sizes, check_export, check_onnx, export_onnx, sizes
 from kd_gym.experiments.prepare import prepare
 from kd_gym.experiments.score import Episode, measure, play, teacher_scores
-from kd_gym.experiments.setup import EVALUATION_SEEDS, EnvSpec
+from kd_gym.experiments.setup import EVALUATION_SEEDS, SELECTION_SEEDS, EnvSpec
 from kd_gym.files import write_json, write_text
 
 
@@ -71,51 +74,77 @@ def distill(
         controller: a name, or a run directory whose policy is frozen.
         spec: the env; its arguments say which student, context, data and teacher.
         out: a folder that does not exist or is empty.
-        budget: updates; three epochs of what the student is trained on by default. The controller makes as many
-            decisions as in the env's own episodes, each for a longer stretch.
+        budget: updates; the env's `horizon` where one is given, three epochs of `train` otherwise. The controller makes
+            as many decisions as in the env's own episodes, each for a longer stretch.
         seed: of the student and its data order.
         select: keep the student of the decision after which `select` was best, not the last one.
         onnx: write `model.onnx` too, checked against the PyTorch logits.
         command: the command line, for the card.
 
     Raises:
-        KDGymError: the folder is not empty, the student diverged, or the disk is full; nothing is left then that looks
-            like a checkpoint.
+        KDGymError: the folder is not empty or cannot be written to, which is found out first; the student diverged, or
+            the disk is full: nothing is left then that looks like a checkpoint. If ONNX fails, the checkpoint is there.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise KDGymError(f"{out} is not empty; give another --out")
+    if not 0 <= seed < SELECTION_SEEDS - EVALUATION_SEEDS:
+        raise KDGymError(f"the seed must lie between 0 and {SELECTION_SEEDS - EVALUATION_SEEDS - 1}, not {seed}")
+    if budget is not None and spec.config.get("horizon") is not None:
+        raise KDGymError("the budget is the horizon: give one of them")
     if onnx:
         check_onnx()
-    if budget is None:
-        lab = spec.lab()
-        budget = 3 * len(lab.data.split("train")) // lab.recipe.process.batch
-    longer = spec.with_config(horizon=budget)
-    prepare(longer, progress)
-    loaded, fitted = load_controller(controller, longer)
-    env = fitted.make()
-    best = BestOnSelect() if select else None
-    bar = progress.add_task("distilling", total=env.family.decisions) if progress else None
+    with _place(out) as partial:
+        if budget is None and spec.config.get("horizon") is None:
+            lab = spec.lab()
+            budget = 3 * len(lab.data.split("train")) // lab.recipe.process.batch
+        longer = spec if budget is None else spec.with_config(horizon=budget)
+        prepare(longer, progress)
+        loaded, fitted = load_controller(controller, longer)
+        env = fitted.make()
+        best = BestOnSelect() if select else None
+        bar = progress.add_task("distilling", total=env.family.decisions) if progress else None
 
-    def after(env: DistillationEnv) -> None:
-        if best is not None:
-            best(env)
-        if progress and bar is not None:
-            progress.update(bar, advance=1)
+        def after(env: DistillationEnv) -> None:
+            if best is not None:
+                best(env)
+            if progress and bar is not None:
+                progress.update(bar, advance=1)
 
-    episode = play(env, loaded, EVALUATION_SEEDS + seed, after=after)
-    if episode.failure:
-        raise KDGymError(f"no student came out of this: {episode.failure}")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        found = _write(env, loaded, fitted, episode, best, partial, onnx, controller, command)
-        shutil.rmtree(out, ignore_errors=True)  # empty, or not there
-        partial.rename(out)
-    except OSError as error:
-        raise KDGymError(f"the student could not be written to {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        episode = play(env, loaded, EVALUATION_SEEDS + seed, after=after)
+        if episode.failure:
+            raise KDGymError(f"no student came out of this: {episode.failure}")
+        try:
+            found = _write(env, loaded, fitted, episode, best, partial, controller, command)
+        except KDGymError:
+            raise
+        except Exception as error:  # of a full disk, each library tells in its own way
+            why = getattr(error, "strerror", None) or error
+            raise KDGymError(f"the student could not be written to {out}: {why}") from error
+    if onnx:
+        try:
+            export_onnx(out, env.lab)
+        except Exception as error:
+            (out / ONNX_FILE).unlink(missing_ok=True)
+            raise KDGymError(f"the checkpoint is in {out}, but {ONNX_FILE} could not be made: {error}") from error
     return Distilled(out, episode, *found)
+
+
+@contextmanager
+def _place(out: Path) -> Iterator[Path]:
+    """A folder to fill, whose files are in `out` at the end, all or none; it is tried before the work begins."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise KDGymError(f"{out} is not empty; give another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".partial-", dir=out))
+    except OSError as error:
+        raise KDGymError(f"nothing can be written to {out}: {error.strerror}") from error
+    try:
+        yield made
+        for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):  # without it nothing loads
+            file.rename(out / file.name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        with suppress(OSError):  # it is not empty if all went well
+            out.rmdir()
 
 
 def _write(
@@ -125,7 +154,6 @@ def _write(
     episode: Episode,
     best: BestOnSelect | None,
     folder: Path,
-    onnx: bool,
     name: str,
     command: str,
 ) -> tuple[dict[str, float], list[Sizes], tuple[int, float] | None]:
@@ -133,8 +161,6 @@ def _write(
     process, lab = env.episodes.process, env.lab
     process.init.export(process.params, 0, folder, lab.data.tokenizer, lab.data.task.labels)
     check_export(folder, env, episode)
-    if onnx:
-        export_onnx(folder, lab)
     teacher = teacher_scores(lab.teacher, "report", lab.device)
     found = sizes({"teacher": lab.teacher.folder, "student": folder}, lab)
     chosen = (best.update, best.score) if best else None

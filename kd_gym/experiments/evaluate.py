@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import Progress
 
-from kd_gym.agents.protocol import Controller
+from kd_gym.agents.protocol import Controller, NoConfig, with_settings
 from kd_gym.envs.contexts import context_set
 from kd_gym.envs.lab import Lab
 from kd_gym.errors import KDGymError
@@ -109,8 +109,14 @@ def check_controller(name: str, spec: EnvSpec) -> None:
         config_for(Path(name), spec)
     elif Path(name).exists():
         raise KDGymError(f"{name} is no run directory: it has no config.yaml")
-    elif getattr(agent_for(name, spec)[0], "learns", False):
-        raise KDGymError(f"{name} has to learn first: kd-gym train --env {spec.env} --agent {name}, then give its run")
+    else:
+        cls, argument, _ = agent_for(name, spec)
+        if getattr(cls, "learns", False):
+            train = f"kd-gym train --env {spec.env} --agent {name}"
+            raise KDGymError(f"{name} has to learn first: {train}, then give its run")
+        config = getattr(cls, "Config", NoConfig)()
+        if fields(config):
+            with_settings(config, argument)
 
 
 def load_controller(name: str, spec: EnvSpec, config: Any = None) -> tuple[Controller, EnvSpec]:

@@ -20,6 +20,7 @@ from kd_gym.envs.lab import Lab
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.score import Episode
 
+ONNX_FILE = "model.onnx"
 TOLERANCE = 1e-4  # of logits, in float32
 _ROWS, _REPEATS = 32, 15
 
@@ -98,7 +99,7 @@ def export_onnx(folder: Path, lab: Lab) -> None:
     inputs = _inputs(lab, split.by_length()[-8:], model)
     names = list(inputs)
     free = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")} for name in names}
-    file = folder / "model.onnx"
+    file = folder / ONNX_FILE
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own making

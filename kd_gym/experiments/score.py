@@ -70,11 +70,13 @@ def play(
     """One whole episode under a controller, then its score on a split; `after` is called after each decision."""
     begin = time.perf_counter()
     seen, info = env.reset(seed=seed)
+    spent = env.episodes.process.cost.seconds["controller"]
+    starting = time.perf_counter()
     if hasattr(controller, "begin"):  # an agent of one's own need not have it
         controller.begin(env)
     state: Any = None
     start = np.ones(1, np.bool_)
-    reward, thinking, over = 0.0, 0.0, False
+    reward, thinking, over = 0.0, time.perf_counter() - starting, False
     actions = []
     while not over:
         asked = time.perf_counter()
@@ -98,7 +100,7 @@ def play(
         flops=info["flops"],
         controller_flops=controller.cost(len(actions)) if hasattr(controller, "cost") else 0,
         seconds=seconds,
-        controller_seconds=thinking,
+        controller_seconds=thinking + env.episodes.process.cost.seconds["controller"] - spent,
         failure=info["failure"],
         actions=actions,
         notes=controller.notes() if hasattr(controller, "notes") else {},
@@ -111,16 +113,24 @@ def play_fixed(env: DistillationEnv, controller: Controller, name: str, kwargs: 
     config = {k: v for k, v in kwargs.items() if k not in ("data", "device")}
     kinds = {kind for thing in (controller, env.family, env.episodes) for kind in type(thing).__mro__}
     own = sorted({inspect.getfile(kind) for kind in kinds if kind.__module__.startswith("kd_gym.")})
-    code = [file_digest(Path(file)) for file in own]
+    code = [file_digest(Path(file)) for file in own] + [_backend_digest(), repr(getattr(controller, "config", None))]
     fixed = lab.fingerprint(config.get("context", "default"))
     key = digest(fixed, name, config, seed, code, *_VERSIONS, str(lab.device))
+    foreign = [k for k in env.episodes.process.knowledge if not k.loss.__module__.startswith("kd_gym.")]
     file = cache_dir() / "scores" / f"{key}.json"
-    if file.exists():
+    if file.exists() and not foreign:
         return Episode(**json.loads(file.read_text()))
     episode = play(env, controller, seed)
-    if lab.teacher.folder is not None:  # the tiny backend leaves no files
+    if lab.teacher.folder is not None and not foreign:  # the tiny backend leaves no files
         write_json(file, asdict(episode))
     return episode
+
+
+@functools.cache
+def _backend_digest() -> str:
+    """A hash of the code that trains students."""
+    files = sorted(Path(inspect.getfile(DistillationProcess)).parent.glob("*.py"))
+    return digest([file_digest(file) for file in files])
 
 
 @functools.cache
