@@ -57,7 +57,8 @@ class LGTM(Feedback):
         grad_T L_aux - influence * (d2 L_KD / d theta_T d theta_S) (lr P v)
 
     (P: the optimiser's preconditioner). `corrected` differences the student's own loss KL(p_T || p_S) and scales the
-    second term to a part of the first at the teacher's logits, since its natural size is 1e-6 to 1e-4 of it.
+    second term to a part of the first at the teacher's logits; its natural size (`natural_ratio` in the notes) is far
+    from steady.
     `faithful` is the released code: it differences the teacher's loss with KL(p_S || p_T), along v without P, scales
     it by the teacher's learning rate, and has dropout on in the auxiliary loss, the look-ahead and the held-out loss.
     """
