@@ -107,5 +107,9 @@ class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
 
 
 def writer_for(folder: Path, done: int = 0) -> SummaryWriter:
-    """The TensorBoard writer of a run; what an interrupted one wrote after step `done` is no longer shown."""
-    return SummaryWriter(str(folder), flush_secs=10, purge_step=done + 1)
+    """The TensorBoard writer of a run; what an interrupted one wrote after step `done` is no longer shown.
+
+    A new run purges nothing: TensorBoard reads a folder's files in the order of their names, in which that of the
+    agent's own writer may come first.
+    """
+    return SummaryWriter(str(folder), flush_secs=10, purge_step=done + 1 if done else None)
