@@ -20,6 +20,7 @@ from kd_gym.backend.state import Context
 from kd_gym.backend.terms import Control
 from kd_gym.envs.recipes import LABELS_AND_TEACHERS
 from kd_gym.errors import KDGymError
+from kd_gym.experiments.evaluate import evaluate
 from kd_gym.experiments.score import play
 from kd_gym.experiments.setup import EnvSpec, agent_for
 
@@ -435,3 +436,18 @@ def test_who_looks_at_a_live_teachers_batch_pays_for_its_own_pass():
         flops.append((env.cost["student_flops"], env.cost["teacher_flops"]))
     assert flops[1][0] > flops[0][0]
     assert flops[1][1] > flops[0][1] > 0
+
+
+class Bare:
+    """An agent of one's own with the protocol alone."""
+
+    def __init__(self, env, **kwargs):
+        self.space = env.action_space
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        return np.zeros(self.space.shape, np.float32), state
+
+
+def test_an_agent_with_predict_alone_stands_beside_one_that_reads_the_reward_split():
+    comparison = evaluate(["test_feedback:Bare", "greedy"], EnvSpec("KnowledgeSelect-SST2", backend="tiny"), 1)
+    assert [row.name for row in comparison.rows] == ["test_feedback:Bare", "greedy", "uniform+reward"]

@@ -142,7 +142,10 @@ def evaluate(controllers: Sequence[str], spec: EnvSpec, seeds: int = 5, progress
         check_controller(name, spec)
     prepare(spec, progress)
     loaded = [(name, *load_controller(name, spec)) for name in dict.fromkeys(controllers)]
-    if any(controller.reads_reward for _, controller, _ in loaded) and WITH_REWARD not in controllers:
+    if (
+        any(getattr(controller, "reads_reward", False) for _, controller, _ in loaded)
+        and WITH_REWARD not in controllers
+    ):
         loaded.append((WITH_REWARD, *load_controller(WITH_REWARD, spec)))
     return compare(loaded, context, seeds, progress)
 
