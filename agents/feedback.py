@@ -162,8 +162,8 @@ class Feedback(Controller):
         raise NotImplementedError
 
     def teacher_step(self, live: LiveTeacher, gradients: Params, progress: float) -> None:
-        """The teacher's step."""
-        raise NotImplementedError
+        """AdamW without decay before the student's step; its rate falls linearly."""
+        live.step(gradients, self.config.teacher_rate * (1 - progress))
 
     def _before(self, process: DistillationProcess, control: Control) -> Control:
         assert process.live is not None

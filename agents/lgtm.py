@@ -73,10 +73,6 @@ class LGTM(Feedback):
         faithful = self.config.mode == "faithful"
         return (self._faithful if faithful else self._corrected)(process, live, control, update)
 
-    def teacher_step(self, live: LiveTeacher, gradients: Params, progress: float) -> None:
-        """AdamW without decay of weights; its rate falls linearly."""
-        live.step(gradients, self.config.teacher_rate * (1 - progress))
-
     def _corrected(
         self, process: DistillationProcess, live: LiveTeacher, control: Control, update: int
     ) -> TeacherGradient:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kd_gym.agents.feedback import Feedback, TeacherGradient
-from kd_gym.backend.encoder import Params
 from kd_gym.backend.live import LiveTeacher
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.terms import Control
@@ -37,7 +36,3 @@ class PESFKD(Feedback):
         """The gradient by the head alone: the backward pass ends there."""
         head = {name: value for name, value in live.params.items() if name.startswith(("pooler", "classifier"))}
         return self.auxiliary_gradient(process, live, head)
-
-    def teacher_step(self, live: LiveTeacher, gradients: Params, progress: float) -> None:
-        """AdamW before the student's step."""
-        live.step(gradients, self.config.teacher_rate * (1 - progress))

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kd_gym.agents.feedback import Feedback, TeacherGradient
-from kd_gym.backend.encoder import Params
 from kd_gym.backend.live import LiveTeacher
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.terms import Control
@@ -35,7 +34,3 @@ class ProKT(Feedback):
     ) -> TeacherGradient:
         """d [alpha_t KL(p_S || p_T) + (1 - alpha_t) CE] / d teacher on the coming batch."""
         return self.auxiliary_gradient(process, live, live.params)
-
-    def teacher_step(self, live: LiveTeacher, gradients: Params, progress: float) -> None:
-        """AdamW before the student's step."""
-        live.step(gradients, self.config.teacher_rate * (1 - progress))

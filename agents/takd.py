@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from kd_gym.agents.feedback import gradient, need_begin
 from kd_gym.agents.heuristics import FixedWeights
 from kd_gym.agents.protocol import Array
-from kd_gym.backend.encoder import Params, forward_flops
-from kd_gym.backend.knowledge import matched_layers
+from kd_gym.backend.checkpoint import cut_layers
+from kd_gym.backend.encoder import forward_flops
 from kd_gym.backend.live import BertNetwork, LiveTeacher
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.errors import KDGymError
@@ -50,7 +50,7 @@ class TAKD(FixedWeights):
                 f"an assistant has {process.init.arch.layers} to {teacher.depth - 1} layers here, not {depth}"
             )
         network = BertNetwork(replace(teacher.network.arch, layers=depth))
-        starts = {name: _cut(teacher.start(name), depth, teacher.depth) for name in process.lessons.teachers}
+        starts = {name: cut_layers(teacher.start(name), depth, teacher.depth) for name in process.lessons.teachers}
         assistant = LiveTeacher(network, starts, 1, False, process.device, process.dtype, teacher.mixed)
         assistant.reset(0, process.lessons.contexts[0].teachers)
         process.adopt(assistant)
@@ -74,12 +74,3 @@ class TAKD(FixedWeights):
     def cost(self, decisions: int) -> int:
         """What the assistant's training took."""
         return self._spent
-
-
-def _cut(params: Params, layers: int, whole: int) -> Params:
-    """The parameters of evenly spaced layers, and all that is not of a layer."""
-    kept = {name: value for name, value in params.items() if not name[0].isdigit()}
-    for i, taken in enumerate(matched_layers(layers, whole)):
-        prefix = f"{taken}."
-        kept |= {f"{i}.{name[len(prefix) :]}": v for name, v in params.items() if name.startswith(prefix)}
-    return kept

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kd_gym.backend.encoder import Architecture, Params, parameter_shapes
+from kd_gym.backend.knowledge import matched_layers
 from kd_gym.errors import KDGymError
 
 _EMBEDDINGS = {
@@ -81,6 +82,15 @@ def load_bert(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
         if theirs[0] in tensors or not ours.startswith(("pooler", "classifier"))
     }
     return arch, params
+
+
+def cut_layers(params: Params, layers: int, whole: int) -> Params:
+    """The parameters (no leading axis) of so many evenly spaced layers of `whole`, and all that is of no layer."""
+    kept = {name: value for name, value in params.items() if not name[0].isdigit()}
+    for i, taken in enumerate(matched_layers(layers, whole)):
+        prefix = f"{taken}."
+        kept |= {f"{i}.{name[len(prefix) :]}": v for name, v in params.items() if name.startswith(prefix)}
+    return kept
 
 
 def hub_config(arch: Architecture, labels: tuple[str, ...]) -> dict[str, Any]:
@@ -153,11 +163,8 @@ class StudentInit:
                 "segment": torch.zeros(arch.segments, arch.hidden),
             }
         else:
-            shared = {k: v for k, v in params.items() if not k[0].isdigit() and "classifier" not in k}
-            for i in range(arch.layers):
-                taken = (i + 1) * base.layers // arch.layers - 1
-                head = f"{taken}."
-                shared |= {f"{i}.{k[len(head) :]}": v for k, v in params.items() if k.startswith(head)}
+            cut = cut_layers(params, arch.layers, base.layers)
+            shared = {name: value for name, value in cut.items() if "classifier" not in name}
         return cls(arch, shared, vocabulary)
 
     def draw(self, seed: int) -> dict[str, Tensor]:

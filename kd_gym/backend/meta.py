@@ -44,7 +44,7 @@ def look_ahead(
     moved = AdamWState(mean, square, state.step.clone())
     norms = gradient_norms(gradients)
     adamw_step(ahead, gradients, moved, learning_rate, norms, clip, decay, betas, eps)
-    step, norms = moved.step.to(norms), norms
+    step = moved.step.to(norms)
     factor = learning_rate.to(norms) * (1 - betas[0]) / (1 - betas[0] ** step) * (clip / norms).clamp(max=1)
 
     def pull(name: str) -> Tensor:

@@ -21,6 +21,7 @@ from kd_gym.backend.terms import Evaluation
 from kd_gym.envs.faces import DistillationEnv
 from kd_gym.envs.lab import Lab, Teacher
 from kd_gym.files import cache_dir, digest, file_digest, write_json
+from kd_gym.tasks.data import TaskData
 
 Split = Literal["select", "report"]
 _VERSIONS = (kd_gym.__version__, torch.__version__)
@@ -138,8 +139,12 @@ def teacher_scores(teacher: Teacher, split: Split, device: torch.device) -> dict
     """The scores of a teacher on a held-out split; nothing for the tiny backend, whose teachers are pretended."""
     if teacher.folder is None:
         return {}
-    model = load_teacher(teacher.folder, device).eval()
-    data = teacher.data
+    return checkpoint_scores(teacher.folder, teacher.data, split, device)
+
+
+def checkpoint_scores(folder: Path, data: TaskData, split: Split, device: torch.device) -> dict[str, float]:
+    """The scores of a checkpoint folder, opened with `transformers`, on a held-out split, by metric name."""
+    model = load_teacher(folder, device).eval()
     rows = data.split(split).to(device)
     order = rows.by_length()
     with torch.inference_mode():
