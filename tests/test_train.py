@@ -457,7 +457,7 @@ def comparison_of(**scores):
     """A comparison by hand: scores by controller, `agent` being the one that learnt."""
 
     def episode(seed, value):
-        return Episode(seed, "default", {"accuracy": value}, 0.5, 0.1, 0.5, 10**9, 0, 1.0, 0.0, "", [])
+        return Episode(seed, "default", {"accuracy": value}, 0.5, 0.1, 0.5, 10**9, 0, 0, 1.0, 0.0, "", [], {}, "")
 
     rows = [
         Row(name, [episode(seed, value) for seed, value in enumerate(values)], name != "agent")

@@ -14,6 +14,7 @@ from kd_gym.envs.contexts import context_set
 from kd_gym.envs.lab import Lab
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.prepare import prepare
+from kd_gym.experiments.records import record_of
 from kd_gym.experiments.runs import config_for, is_run, load_run
 from kd_gym.experiments.score import Episode, play, play_fixed, teacher_scores
 from kd_gym.experiments.setup import EVALUATION_SEEDS, EnvSpec, agent_for, env_arguments
@@ -128,13 +129,20 @@ def load_controller(name: str, spec: EnvSpec, config: Any = None) -> tuple[Contr
     return cls(fitted.make(), seed=0, config=config, argument=argument), fitted
 
 
-def evaluate(controllers: Sequence[str], spec: EnvSpec, seeds: int = 5, progress: Progress | None = None) -> Comparison:
+def evaluate(
+    controllers: Sequence[str],
+    spec: EnvSpec,
+    seeds: int = 5,
+    progress: Progress | None = None,
+    records: Path | None = None,
+) -> Comparison:
     """Score controllers (names or run directories) on the same seeds of the same id.
 
     Args:
         controllers: what to compare.
         spec: the env; its context says whether to score on the clean task or on (held-out) contexts.
         seeds: how many, from the fixed list that no training draws from.
+        records: a folder for a record of every episode; by default, only those of runs are kept, in the run.
     """
     context = spec.config.get("context", "default")
     context_set(context)
@@ -147,7 +155,7 @@ def evaluate(controllers: Sequence[str], spec: EnvSpec, seeds: int = 5, progress
         and WITH_REWARD not in controllers
     ):
         loaded.append((WITH_REWARD, *load_controller(WITH_REWARD, spec)))
-    return compare(loaded, context, seeds, progress)
+    return compare(loaded, context, seeds, progress, records)
 
 
 def overrides_of(controller: Controller, spec: EnvSpec) -> dict[str, Any]:
@@ -162,6 +170,7 @@ def compare(
     context: str,
     seeds: int,
     progress: Progress | None = None,
+    records: Path | None = None,
 ) -> Comparison:
     """`evaluate` for controllers that are loaded already."""
     if seeds < 1:
@@ -170,6 +179,7 @@ def compare(
     rows = []
     for name, controller, spec in loaded:
         env = spec.make()
+        folder = records or (Path(name) / "records" if is_run(name) else None)
         # controllers of one's own may change under their names, so their scores are not kept
         kept = not getattr(controller, "learns", False) and type(controller).__module__.startswith("kd_gym.")
         episodes = []
@@ -178,6 +188,9 @@ def compare(
                 episodes.append(play_fixed(env, controller, name, {"id": spec.id, **spec.kwargs}, seed))
             else:
                 episodes.append(play(env, controller, seed))
+            if folder is not None:
+                record = record_of(spec, controller, Path(name).name, episodes[-1])
+                record.write(folder / record.file_name)
             if progress and bar is not None:
                 progress.update(bar, advance=1, description=f"scoring {Path(name).name} on report")
         fixed, reads = (getattr(controller, flag, False) for flag in ("fixed", "reads_reward"))

@@ -3,6 +3,7 @@
 config.yaml   what was run          best/         the policy that did best on `select`
 command.txt   the command           checkpoint/   the last state, for --resume
 result.json   the final table       events.*      TensorBoard
+records/      evaluated episodes
 """
 
 import shutil

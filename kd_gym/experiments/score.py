@@ -5,7 +5,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,16 @@ _VERSIONS = (kd_gym.__version__, torch.__version__)
 
 @dataclass(frozen=True)
 class Episode:
-    """One evaluated episode: its scores by metric, what the agent got, and what it cost."""
+    """One evaluated episode: its scores by metric, what the agent got, and what it cost.
+
+    Attributes:
+        actions: one for each decision, as JSON can hold them.
+        trace: what each decision brought, by name: `reward`, `cross_entropy` (of the reward split), `weight/NAME` of
+            the control that was applied, `term/NAME` of the reward.
+        flops: of student, teachers in the loop and evaluations; the last ones also by themselves.
+        parameters: a hash of the student's final parameters.
+        notes: what the controller has to tell.
+    """
 
     seed: int
     context: str
@@ -38,11 +47,14 @@ class Episode:
     reward: float
     reward_cross_entropy: float
     flops: int
+    evaluation_flops: int
     controller_flops: int
     seconds: float
     controller_seconds: float
     failure: str
     actions: list[Any]
+    trace: dict[str, list[float]]
+    parameters: str
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -52,6 +64,22 @@ def measure(lab: Lab, process: DistillationProcess, split: Split) -> tuple[dict[
     evaluation = process.evaluate(rows.batches())
     predictions, labels = evaluation.predictions[0].numpy(), rows.labels[rows.by_length()].cpu().numpy()
     return {name: METRICS[name](predictions, labels) for name in lab.data.task.metrics}, evaluation
+
+
+def parameters_digest(process: DistillationProcess) -> str:
+    """A hash of all parameters of a process's first student, heads included."""
+    values = {name: value[0].detach().contiguous().cpu().numpy() for name, value in sorted(process.params.items())}
+    return digest(*(part for name, value in values.items() for part in (name, value.tobytes())))
+
+
+def _told(info: dict[str, Any], reward: float) -> dict[str, float]:
+    """A decision's part of the trace."""
+    return {
+        "reward": reward,
+        "cross_entropy": info["reward_split"]["cross_entropy"],
+        **{f"weight/{name}": value for name, value in info["control"].items()},
+        **{f"term/{name}": value for name, value in info["reward_terms"].items()},
+    }
 
 
 def _plain(action: Any) -> Any:
@@ -77,8 +105,8 @@ def play(
         controller.begin(env)
     state: Any = None
     start = np.ones(1, np.bool_)
-    reward, thinking, over = 0.0, time.perf_counter() - starting, False
-    actions = []
+    thinking, over = time.perf_counter() - starting, False
+    actions, told = [], []
     while not over:
         asked = time.perf_counter()
         action, state = controller.predict(seen, state, start, deterministic=True)
@@ -87,7 +115,7 @@ def play(
         seen, gained, terminated, truncated, info = env.step(action)
         if after is not None:
             after(env)
-        reward += gained
+        told.append(_told(info, float(gained)))
         over, start = terminated or truncated, np.zeros(1, np.bool_)
     seconds = time.perf_counter() - begin
     scores, evaluation = measure(env.lab, env.episodes.process, split)
@@ -96,14 +124,17 @@ def play(
         context=info["context"],
         scores=scores,
         cross_entropy=float(evaluation.cross_entropy[0]),
-        reward=reward,
+        reward=sum(step["reward"] for step in told),
         reward_cross_entropy=info["reward_split"]["cross_entropy"],
         flops=info["flops"],
+        evaluation_flops=int(env.episodes.process.cost.evaluation[0]),
         controller_flops=controller.cost(len(actions)) if hasattr(controller, "cost") else 0,
         seconds=seconds,
         controller_seconds=thinking + env.episodes.process.cost.seconds["controller"] - spent,
         failure=info["failure"],
         actions=actions,
+        trace={name: [step[name] for step in told] for name in told[0]},
+        parameters=parameters_digest(env.episodes.process),
         notes=controller.notes() if hasattr(controller, "notes") else {},
     )
 
@@ -114,9 +145,9 @@ def play_fixed(env: DistillationEnv, controller: Controller, name: str, kwargs: 
     config = {k: v for k, v in kwargs.items() if k not in ("data", "device")}
     kinds = {kind for thing in (controller, env.family, env.episodes) for kind in type(thing).__mro__}
     own = sorted({inspect.getfile(kind) for kind in kinds if kind.__module__.startswith("kd_gym.")})
-    code = [file_digest(Path(file)) for file in own] + [_backend_digest(), repr(getattr(controller, "config", None))]
+    code = [file_digest(Path(file)) for file in own] + [backend_digest(), repr(getattr(controller, "config", None))]
     fixed = lab.fingerprint(config.get("context", "default"))
-    key = digest(fixed, name, config, seed, code, *_VERSIONS, str(lab.device))
+    key = digest(fixed, name, config, seed, code, *_VERSIONS, str(lab.device), [f.name for f in fields(Episode)])
     foreign = [k for k in env.episodes.process.knowledge if not k.loss.__module__.startswith("kd_gym.")]
     file = cache_dir() / "scores" / f"{key}.json"
     if file.exists() and not foreign:
@@ -128,7 +159,7 @@ def play_fixed(env: DistillationEnv, controller: Controller, name: str, kwargs: 
 
 
 @functools.cache
-def _backend_digest() -> str:
+def backend_digest() -> str:
     """A hash of the code that trains students."""
     files = sorted(Path(inspect.getfile(DistillationProcess)).parent.glob("*.py"))
     return digest([file_digest(file) for file in files])
