@@ -1,11 +1,22 @@
-"""The commands that gather evidence: benchmark, validate."""
+"""The commands that gather evidence: benchmark, validate, tune."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_gym.cli.options import DATA, Device, command_options, make_console, option, parse
+from kd_gym.cli.options import (
+    DATA,
+    Device,
+    changed,
+    command_options,
+    common,
+    env_settings,
+    make_console,
+    option,
+    parse,
+    peek,
+)
 from kd_gym.errors import KDGymError
 
 
@@ -36,10 +47,8 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     out = parsed.out or Path("runs") / f"benchmark-{Path(parsed.suite).stem}"
     if (out / "records").exists() and not parsed.resume:
         raise KDGymError(f"{out} holds results; go on with --resume, or give another --out")
-    if parsed.workers is not None and parsed.workers < 1:
-        raise KDGymError(f"--workers must be at least 1, not {parsed.workers}")
     console = make_console()
-    run = executor(parsed.executor, parsed.workers, parsed.address)
+    run = executor(parsed.executor, _positive(parsed.workers), parsed.address)
     try:
         found = benchmark(suite, out, run, parsed.stages, lambda line: _print(console, line))
     finally:
@@ -84,3 +93,53 @@ def validate_command(arguments: Sequence[str]) -> int:
     counts = ", ".join(f"{words.count(word)} {word}" for word in marks if word in words)
     _print(console, counts)
     return 1 if "differs" in words else 3 if "not comparable" in words else 0
+
+
+def tune_command(arguments: Sequence[str]) -> int:
+    """Train an agent with many settings and say which is best on `select`. The first trial is its defaults."""
+    from kd_gym.experiments.executors import ExecutorKind, executor
+    from kd_gym.experiments.tune import tune
+
+    (env,) = peek(arguments, "--env")
+    fields = [
+        ("env", option(str, "an env id, with or without -v0"), dataclasses.MISSING),
+        ("agent", option(str, "the name of an agent that learns"), dataclasses.MISSING),
+        ("trials", option(int, "how many trainings, those already there included"), dataclasses.MISSING),
+        ("steps", option(int | None, "decisions of each training; default: 100 episodes"), None),
+        ("num_envs", option(int, "students trained at the same time"), 4),
+        ("seed", option(int, "of the search, and of every training"), 0),
+        ("out", option(Path | None, "the folder of the search; default: runs/tune-ENV-AGENT"), None),
+        ("resume", option(bool, "go on in a folder that holds a search"), False),
+        ("executor", option(ExecutorKind, "where trainings run"), "local"),
+        ("workers", option(int | None, "trainings at the same time; default: one for each core"), None),
+        ("address", option(str, "of a Ray cluster"), "auto"),
+        *common(env_settings(env)),
+    ]
+    parsed = parse(command_options("Tune", fields, tune_command.__doc__ or ""), arguments, "tune")
+    out = parsed.out or Path("runs") / f"tune-{parsed.env}-{parsed.agent.replace(':', '_')}"
+    if (out / "trials.log").exists() and not parsed.resume:
+        raise KDGymError(f"{out} holds a search; go on with --resume, or give another --out")
+    console = make_console()
+    run = executor(parsed.executor, _positive(parsed.workers), parsed.address)
+    try:
+        found = tune(
+            *(parsed.env, parsed.agent, parsed.trials, run, out, parsed.steps, parsed.num_envs, parsed.seed),
+            *(parsed.data, parsed.device, parsed.backend, changed(parsed.env_config)),
+            say=lambda line: _print(console, line),
+        )
+    finally:
+        run.close()
+    if not found.tried:
+        raise KDGymError(f"no trial came to its end: {found.failures[0]}")
+    score, settings = found.tried[0]
+    told = "" if found.default is None else f" (the defaults: {found.default:.4f})"
+    _print(console, f"best select {found.metric}: {score:.4f}{told}, the best of {len(found.tried)}; train with it:")
+    words = " ".join(f"--agent-config.{name.replace('_', '-')} {value}" for name, value in settings.items())
+    _print(console, f"kd-gym train --env {parsed.env} --agent {parsed.agent} {words}")
+    return 1 if found.failures else 0
+
+
+def _positive(workers: int | None) -> int | None:
+    if workers is not None and workers < 1:
+        raise KDGymError(f"--workers must be at least 1, not {workers}")
+    return workers

@@ -161,6 +161,7 @@ def benchmark(suite: Suite, out: Path, run: Executor, stages: tuple[str, ...] = 
         stages: some of the suite's; all by default.
         say: told a line for each job that has ended.
     """
+    out = out.resolve()  # workers may have another current folder
     with locked(out):
         write_text(out / "suite.yaml", yaml.safe_dump(_plain(suite), sort_keys=False))
         found = read_results(out, suite)
@@ -173,7 +174,7 @@ def benchmark(suite: Suite, out: Path, run: Executor, stages: tuple[str, ...] = 
         with ThreadPoolExecutor(run.workers) as threads:
             try:
                 _waves(suite, out, run, threads, trials, failures, say)
-            except BaseException:
+            except BaseException:  # an interruption: end what runs, so that its threads end too
                 threads.shutdown(wait=False, cancel_futures=True)
                 run.close()
                 raise

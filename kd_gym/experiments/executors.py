@@ -48,28 +48,28 @@ def _follow_parent() -> None:
 
 
 class Local:
-    """One process for each calling thread; a dead one is replaced, and only its own job is tried again."""
+    """As many processes as there are jobs at the same time; a dead one is replaced, and only its job is tried again."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._own = threading.local()
+        self._idle: list[ProcessPoolExecutor] = []  # each of one process, so that it is known whose job has died
         self._all: list[ProcessPoolExecutor] = []
 
     def _process(self) -> ProcessPoolExecutor:
-        if not hasattr(self._own, "process"):
-            context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-            self._own.process = ProcessPoolExecutor(1, mp_context=context, initializer=_follow_parent)
-            self._all.append(self._own.process)
-        process: ProcessPoolExecutor = self._own.process
-        return process
+        if self._idle:
+            return self._idle.pop()
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        self._all.append(ProcessPoolExecutor(1, mp_context=context, initializer=_follow_parent))
+        return self._all[-1]
 
     def __call__(self, function: Callable[..., T], *args: Any) -> T:
         """As `Executor` says."""
         for _ in range(ATTEMPTS):
-            try:
-                return self._process().submit(function, *args).result()
-            except BrokenExecutor:
-                del self._own.process
+            process = self._process()
+            future = process.submit(function, *args)
+            if not isinstance(future.exception(), BrokenExecutor):
+                self._idle.append(process)
+                return future.result()
         raise WorkerDiedError(f"its worker died {ATTEMPTS} times")
 
     def close(self) -> None:
@@ -120,7 +120,8 @@ class Ray:
 
 def _connect(ray: Any, address: str) -> None:
     """Join the cluster at an address, or raise within half a minute."""
-    quiet = {"log_to_driver": False, "logging_level": "error"}
+    own = {key: value for key, value in os.environ.items() if key.startswith("KD_GYM_")}  # where data and cache are
+    quiet = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": own}}
     if address == "auto":
         try:
             ray.init(address="auto", **quiet)

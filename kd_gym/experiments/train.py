@@ -113,17 +113,33 @@ def _run(config: RunConfig, folder: Path, progress: Progress | None) -> TrainRes
         about = json.loads((kept / "about.json").read_text())
         done, best = about["steps"], about["best"] if about["best"] is not None else -math.inf
     if done < config.steps and getattr(controller, "learns", False):
-        done = _learn(config, controller, folder, done, best, progress)
+        done = learn(config, controller, folder, done, best, progress)
     comparison = final_table(config, folder, progress)
     seconds = time.perf_counter() - begin
     write_json(folder / "result.json", {**comparison.as_json(), "steps": done, "seconds": round(seconds, 1)})
     return TrainResult(folder, comparison, seconds)
 
 
-def _learn(
-    config: RunConfig, controller: Controller, folder: Path, done: int, best: float, progress: Progress | None
+def learn(
+    config: RunConfig,
+    controller: Controller,
+    folder: Path,
+    done: int = 0,
+    best: float = -math.inf,
+    progress: Progress | None = None,
 ) -> int:
-    """Learn the remaining steps; look at `select` now and then, keep the best policy and the last state."""
+    """Learn the remaining steps; look at `select` now and then, keep the best policy and the last state.
+
+    Args:
+        config: of the run.
+        controller: the agent, as far as it has learnt.
+        folder: the run directory.
+        done: steps that it has learnt already.
+        best: its best score on `select` so far.
+
+    Returns:
+        The steps that it has learnt in the end.
+    """
     judge = config.spec.make()
     metric = judge.lab.data.task.metrics[0]
 
