@@ -1,6 +1,6 @@
 """What Ray adds to a benchmark: the same trials by local processes and by Ray tasks, in turns, on two workers.
 
-    python benchmarks/scaling.py [--rounds 3] [--updates 3000] [--out benchmarks/results/scaling.json]
+    python benchmarks/scaling.py [--rounds 3] [--updates 6000] [--out benchmarks/results/scaling.json]
 
 Trials are tiny students with so many updates that each takes half a minute. Every round runs four trials on each side,
 in folders of their own; workers are warm. Ray is a cluster of two nodes with one CPU each on this machine.
@@ -36,7 +36,7 @@ def seconds(suite: Suite, run: Executor) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--updates", type=int, default=6000)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scaling.json"))
     args = parser.parse_args()
     stage = Stage(("KnowledgeSelect-SST2",), ("uniform",), budgets=(args.updates,))

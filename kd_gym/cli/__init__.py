@@ -18,6 +18,7 @@ COMMANDS = {
     "distill": ("runs", "distil one student at full length and write it as a Hugging Face checkpoint"),
     "benchmark": ("evidence", "run a suite of trials, here or on a Ray cluster, and write its tables"),
     "validate": ("evidence", "repeat recorded episodes and compare"),
+    "report": ("evidence", "one HTML page with figures of a run or a benchmark"),
     "tune": ("evidence", "search an agent's settings, on the select split only"),
     "prepare": ("catalogue", "fetch data, tune and store teachers ahead of time"),
     "list": ("catalogue", "envs, agents, tasks, knowledge types or suites"),

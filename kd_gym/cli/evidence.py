@@ -1,4 +1,4 @@
-"""The commands that gather evidence: benchmark, validate, tune."""
+"""The commands that gather evidence: benchmark, validate, report, tune."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -93,6 +93,21 @@ def validate_command(arguments: Sequence[str]) -> int:
     counts = ", ".join(f"{words.count(word)} {word}" for word in marks if word in words)
     _print(console, counts)
     return 1 if "differs" in words else 3 if "not comparable" in words else 0
+
+
+def report_command(arguments: Sequence[str]) -> int:
+    """Write one self-contained HTML page, and each of its figures as a PNG file."""
+    import tyro
+
+    from kd_gym.experiments.report import report
+
+    fields = [
+        ("place", tyro.conf.Positional[Path], dataclasses.MISSING),
+        ("out", option(Path | None, "the folder of the page; default: report inside the place"), None),
+    ]
+    parsed = parse(command_options("Report", fields, report_command.__doc__ or ""), arguments, "report")
+    _print(make_console(), f"report: {report(parsed.place, parsed.out)}")
+    return 0
 
 
 def tune_command(arguments: Sequence[str]) -> int:
