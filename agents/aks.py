@@ -240,6 +240,12 @@ class AKS(Controller):
 
     # ------------------------------------------------------------------ on disk
 
+    def value(self, observation: Array) -> float | None:
+        """What the critic says of the actor's action."""
+        with torch.no_grad():
+            seen = self._state(observation)[None]
+            return float(self.critic(seen, act(self.actor, seen))[0, 0])
+
     def save(self, folder: Path) -> None:
         """Networks, optimisers and counts; what was seen is not kept."""
         parts = ("actor", "critic", "actor_optimiser", "critic_optimiser")

@@ -158,6 +158,10 @@ class Controller:
     def learn(self, env: gym.vector.VectorEnv[Any, Any, Any], steps: int, folder: Path) -> None:
         """Learn from `steps` decisions of the students of `env`; TensorBoard events go to `folder`."""
 
+    def value(self, observation: Array) -> float | None:
+        """What it expects to get from here to the end of the episode; None: it estimates nothing."""
+        return None
+
     def save(self, folder: Path) -> None:
         """Write what was learnt into a folder: tensors as safetensors and the rest as JSON, never pickle."""
 

@@ -17,6 +17,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from kd_gym.agents.protocol import Array, Controller
@@ -125,6 +126,14 @@ class SB3Agent(Controller):
     ) -> tuple[Array, tuple[Array, ...] | None]:
         """The model's own `predict`."""
         return self.model.predict(observation, state, episode_start, deterministic)
+
+    def value(self, observation: Array) -> float | None:
+        """What an actor-critic policy's value network says; None for the others."""
+        policy = self.model.policy
+        if not isinstance(policy, ActorCriticPolicy):
+            return None
+        with torch.no_grad():
+            return float(policy.predict_values(policy.obs_to_tensor(observation)[0])[0, 0])
 
     def learn(self, env: gym.vector.VectorEnv[Any, Any, Any], steps: int, folder: Path) -> None:
         """Go on learning for so many decisions (all students together)."""

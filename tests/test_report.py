@@ -81,7 +81,8 @@ def test_the_page_in_a_browser_light_and_dark(place, tmp_path, width):
         file = tmp_path / f"{theme}.shot.png"
         subprocess.run(
             [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-             f"--user-data-dir={tmp_path}/browser", f"--window-size={width},2400", f"--blink-settings=preferredColorScheme={setting}",
+             f"--user-data-dir={tmp_path}/browser", f"--window-size={width},2400",
+             f"--blink-settings=preferredColorScheme={setting}",
              f"--screenshot={file}", page.as_uri()],
             check=True, capture_output=True, timeout=120,
         )  # fmt: skip

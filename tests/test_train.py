@@ -100,10 +100,13 @@ def check_run(folder, agent, result):
         assert all(0 < p.step <= steps for p in points), tag
         assert [p.step for p in points] == sorted(p.step for p in points), tag
     expected = {"student/accuracy", "student/cross_entropy", "student/agreement", "student/failures", "reward/return"}
+    expected |= {"policy/entropy", "policy/advantage_over_uniform", "score/report_accuracy"}
     expected |= {"reward/cross_entropy_drop", "cost/gflops", "cost/evaluation_seconds", "eval/select_accuracy"}
     expected |= {f"student/loss_{name}" for name in family.recipe.process.knowledge}
     expected |= {f"policy/weight_{name}_{what}" for name in family.labels for what in ("mean", "spread")}
     assert expected <= set(tags)
+    assert {"custom_scalars__config__", "_hparams_/session_start_info"} <= set(events.summary_metadata)
+    assert "policy/worth_of_decisions" in events.Tags()["images"]
     assert [p.step for p in events.Scalars("reward/return")] == episode_steps(steps, config.num_envs, family.decisions)
     means = np.array([[p.value for p in events.Scalars(f"policy/weight_{name}_mean")] for name in family.labels])
     assert means.sum(0) == pytest.approx(1)

@@ -125,6 +125,27 @@ def reward_terms(terms: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
+def decisions_worth(advantages: Sequence[float], values: Sequence[float], rewards: Sequence[float]) -> Figure:
+    """What each decision of one episode was worth beside the uniform control's, and what the agent expected of the rest
+    of the episode beside what came.
+    """
+    figure = _figure(7.2, 5.0 if values else 2.8)
+    parts = figure.subplots(2 if values else 1, 1, sharex=True, squeeze=False)[:, 0]
+    at = np.arange(1, len(advantages) + 1)
+    colours = [COLOURS[0] if worth >= 0 else COLOURS[1] for worth in advantages]
+    parts[0].bar(at, advantages, color=colours)
+    parts[0].axhline(0, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
+    _plain(parts[0], ylabel="advantage over uniform", title="fall of cross-entropy beyond a fork under uniform")
+    if values:
+        parts[1].plot(at, values, color=COLOURS[0], marker="o", markersize=3, label="expected")
+        came = np.cumsum(np.asarray(rewards)[::-1])[::-1]
+        parts[1].plot(at, came, color=COLOURS[1], marker="o", markersize=3, label="came")
+        _plain(parts[1], ylabel="rest of the return")
+        parts[1].legend(frameon=False)
+    parts[-1].set_xlabel("decision")
+    return figure
+
+
 def effect_of_weights(effects: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
     """What decisions brought beyond other controllers' at the same point, by the weight that they gave.
 

@@ -3,19 +3,22 @@
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import Progress
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from kd_gym.agents.heuristics import Single
 from kd_gym.agents.protocol import Controller
+from kd_gym.analysis.figures import decisions_worth
 from kd_gym.envs.faces import TRAIN_SEEDS
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.evaluate import Comparison, compare, load_controller
 from kd_gym.experiments.prepare import prepare
+from kd_gym.experiments.probe import probe
 from kd_gym.experiments.runs import RunConfig, checkpoint_path, load_run, read_config, save_checkpoint
 from kd_gym.experiments.score import play
 from kd_gym.experiments.setup import SELECTION_SEEDS, EnvSpec, agent_for
@@ -115,6 +118,7 @@ def _run(config: RunConfig, folder: Path, progress: Progress | None) -> TrainRes
     if done < config.steps and getattr(controller, "learns", False):
         done = learn(config, controller, folder, done, best, progress)
     comparison = final_table(config, folder, progress)
+    _note_settings(config, folder, comparison)
     seconds = time.perf_counter() - begin
     write_json(folder / "result.json", {**comparison.as_json(), "steps": done, "seconds": round(seconds, 1)})
     return TrainResult(folder, comparison, seconds)
@@ -161,7 +165,26 @@ def learn(
         controller.learn(watch, config.steps - done, folder)
         done = max(watch.steps, config.steps)
         review(done)
+        told = probe(judge, controller, SELECTION_SEEDS)
+        writer.add_scalar("policy/advantage_over_uniform", float(np.mean(told.advantages)), done)
+        writer.add_figure(
+            "policy/worth_of_decisions", decisions_worth(told.advantages, told.values, told.rewards), done
+        )
+        if told.values:
+            writer.add_scalar("policy/value_at_start", told.values[0], done)
+            writer.add_scalar("policy/return_from_start", sum(told.rewards), done)
     return done
+
+
+def _note_settings(config: RunConfig, folder: Path, comparison: Comparison) -> None:
+    """The settings and what they led to, for TensorBoard's table of runs."""
+    settings = {"env": config.env, "agent": config.agent, "steps": config.steps, "seed": config.seed}
+    chosen = {**config.env_config, **asdict(config.controller(config.spec.make()).config)}
+    own = comparison.rows[0]
+    scores = {f"score/report_{metric}": float(np.mean(own.scores(metric))) for metric in comparison.metrics}
+    with SummaryWriter(str(folder)) as writer:
+        told = {key: value if isinstance(value, int | float | bool) else str(value) for key, value in chosen.items()}
+        writer.add_hparams({**settings, **told}, scores, run_name=".", global_step=config.steps)
 
 
 def final_table(config: RunConfig, folder: Path, progress: Progress | None = None) -> Comparison:

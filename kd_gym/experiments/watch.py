@@ -1,6 +1,7 @@
 """What a training shows and keeps, whatever agent it trains: TensorBoard, progress, checkpoints, the best policy."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,16 @@ from numpy.typing import NDArray
 from rich.progress import Progress, TaskID
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from kd_gym.analysis.figures import weights_over_progress
+from kd_gym.analysis.figures import weights_by_context
 from kd_gym.envs.sb3 import unbatch
 
 
 class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
     """A vector env that reports on its own episodes.
 
-    TensorBoard tags: `student/*`, `reward/*`, `cost/*` at the end of every episode; `policy/*` (mean and spread of
-    each weight, and a figure of weight over progress) after every `every` episodes; `review` is called before the step
-    that follows.
+    TensorBoard tags: `student/*`, `reward/*` (return, and the sum of each of its terms), `cost/*` at the end of every
+    episode; `policy/*` (mean and spread of each weight, entropy of the weights, and a figure of weight over progress by
+    context) after every `every` episodes; `review` is called before the step that follows.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
         self.words = ""
         self.returns = np.zeros(env.num_envs)
         self.paths: list[list[dict[str, float]]] = [[] for _ in range(env.num_envs)]
-        self.recent: list[list[dict[str, float]]] = []
+        self.terms: list[Counter[str]] = [Counter() for _ in range(env.num_envs)]
+        self.recent: list[tuple[str, list[dict[str, float]]]] = []  # context and weights of each episode
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset the env below and forget unfinished episodes."""
         self.returns[:] = 0
         self.paths = [[] for _ in range(self.num_envs)]
+        self.terms = [Counter() for _ in range(self.num_envs)]
         return super().reset(**kwargs)
 
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
@@ -64,6 +67,7 @@ class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
             over = bool(terminated[slot] or truncated[slot])
             info = unbatch(infos["final_info"] if over else infos, slot)
             self.paths[slot].append(info["control"])
+            self.terms[slot].update(info["reward_terms"])
             if over:
                 self._episode(slot, info)
         if self.progress:
@@ -84,26 +88,44 @@ class Watch(gym.vector.VectorWrapper[Any, Any, Any]):
             "cost/gflops": info["flops"] / 1e9,
             **{f"student/{name}": value for name, value in info["student"].items()},
             **{f"student/loss_{name}": value for name, value in info["losses"].items()},
-            **{f"reward/{name}": value for name, value in info["reward_terms"].items()},
+            **{f"reward/{name}": value for name, value in self.terms[slot].items()},
         }
         seconds = self.unwrapped.episodes.process.cost.seconds  # type: ignore[attr-defined]
         values |= {f"cost/{part}_seconds": spent for part, spent in seconds.items()}
         for tag, value in values.items():
             if math.isfinite(value):
                 self.writer.add_scalar(tag, value, self.steps)
-        self.recent.append(self.paths[slot])
-        self.paths[slot] = []
+        self.recent.append((info["context"], self.paths[slot]))
+        self.paths[slot], self.terms[slot] = [], Counter()
         self.returns[slot] = 0
 
     def _policy(self) -> None:
-        names = list(self.recent[0][0])
-        table = [np.array([[step[name] for name in names] for step in path]) for path in self.recent]
+        names = list(self.recent[0][1][0])
+        by_context: dict[str, list[NDArray[np.float64]]] = {}
+        for context, path in self.recent:
+            by_context.setdefault(context, []).append(np.array([[step[name] for name in names] for step in path]))
+        table = np.concatenate([path for paths in by_context.values() for path in paths])
         for i, name in enumerate(names):
-            column = np.concatenate([path[:, i] for path in table])
-            self.writer.add_scalar(f"policy/weight_{name}_mean", column.mean(), self.steps)
-            self.writer.add_scalar(f"policy/weight_{name}_spread", column.std(), self.steps)
-        self.writer.add_figure("policy/weights_over_progress", weights_over_progress(names, table), self.steps)
+            self.writer.add_scalar(f"policy/weight_{name}_mean", table[:, i].mean(), self.steps)
+            self.writer.add_scalar(f"policy/weight_{name}_spread", table[:, i].std(), self.steps)
+        self.writer.add_scalar("policy/entropy", entropy_of(table), self.steps)
+        figure = weights_by_context(names, dict(sorted(by_context.items())))
+        self.writer.add_figure("policy/weights_over_progress", figure, self.steps)
         self.recent = []
+
+
+def entropy_of(weights: NDArray[np.float64]) -> float:
+    """The mean entropy of controls [decisions, D], each taken as a distribution; 1 is uniform, 0 a single weight."""
+    parts = weights / np.maximum(weights.sum(1, keepdims=True), 1e-12)
+    return float(-(parts * np.log(np.maximum(parts, 1e-12))).sum(1).mean() / max(math.log(weights.shape[1]), 1e-12))
+
+
+LAYOUT = {
+    "policy": {"weights": ["Multiline", [r"policy/weight_.*_mean"]], "entropy": ["Multiline", ["policy/entropy"]]},
+    "reward": {"return": ["Multiline", ["reward/return"]], "terms": ["Multiline", [r"reward/(?!return).*"]]},
+    "student": {"losses": ["Multiline", [r"student/loss_.*"]], "select": ["Multiline", [r"eval/select_.*"]]},
+    "cost": {"seconds": ["Multiline", [r"cost/.*_seconds"]]},
+}
 
 
 def writer_for(folder: Path, done: int = 0) -> SummaryWriter:
@@ -112,4 +134,6 @@ def writer_for(folder: Path, done: int = 0) -> SummaryWriter:
     A new run purges nothing: TensorBoard reads a folder's files in the order of their names, in which that of the
     agent's own writer may come first.
     """
-    return SummaryWriter(str(folder), flush_secs=10, purge_step=done + 1 if done else None)
+    writer = SummaryWriter(str(folder), flush_secs=10, purge_step=done + 1 if done else None)
+    writer.add_custom_scalars(LAYOUT)
+    return writer
