@@ -307,7 +307,7 @@ def profiles(levels: Sequence[float], found: Mapping[str, Sequence[float]]) -> F
 
 def matrix(rows: Sequence[str], columns: Sequence[str], values: Array, texts: Sequence[Sequence[str]]) -> Figure:
     """Numbers as a map with their texts; blue is above zero, orange below."""
-    figure = _figure(2.6 + 1.5 * len(columns), 1.4 + 0.45 * len(rows))
+    figure = _figure(2.0 + 1.6 * len(columns), 1.6 + 0.6 * len(rows))
     axes = figure.add_subplot()
     top = max(float(np.nanmax(np.abs(values), initial=0)), 1e-9)
     ground = mpl.rcParams["axes.facecolor"]

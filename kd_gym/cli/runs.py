@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kd_gym.cli.options import (
     agent_settings,
@@ -98,6 +99,11 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         ("seeds", option(int, "episodes of each controller"), 5),
         ("context", option(str, "default, train, held-out, or one by name"), "default"),
         ("json", option(Path | None, "write everything to this file too"), None),
+        (
+            "transfer",
+            option(tuple[str, ...] | None, "score runs on these ENV:KEY=VALUE,... instead; none: a default list"),
+            None,
+        ),
         ("records", option(Path | None, "a folder for a record of each episode; default: runs keep their own"), None),
         *common(env_settings(env)),
     ]
@@ -107,6 +113,8 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     config = {"context": parsed.context, **changed(parsed.env_config)}
     context_set(config["context"])
     spec = EnvSpec(parsed.env, parsed.data, parsed.device, parsed.backend, config)
+    if parsed.transfer is not None:
+        return _transfer(parsed, spec)
     console = make_console()
     for name in parsed.controllers:
         check_controller(name, spec)
@@ -119,6 +127,19 @@ def evaluate_command(arguments: Sequence[str]) -> int:
             console.print(sentence, highlight=False)
     if parsed.json:
         write_comparison(comparison, parsed.json)
+    return 0
+
+
+def _transfer(parsed: Any, spec: Any) -> int:
+    from kd_gym.experiments.tables import transfer_table
+    from kd_gym.experiments.transfer import transfer
+
+    console = make_console()
+    with progress_bars(console) as progress:
+        found = transfer(parsed.controllers, spec, parsed.transfer, parsed.seeds, progress)
+    console.print(transfer_table(found, parsed.seeds))
+    for misfit in found.misfits:
+        console.print(misfit, highlight=False)
     return 0
 
 

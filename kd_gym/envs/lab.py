@@ -23,7 +23,7 @@ from kd_gym.backend.teacher import (
     word_states,
 )
 from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store, tiny_teacher
-from kd_gym.envs.contexts import context_set, teacher_sets
+from kd_gym.envs.contexts import context_set, draw_context, teacher_sets
 from kd_gym.envs.recipes import Backend, EnvRecipe
 from kd_gym.errors import KDGymError
 from kd_gym.files import digest
@@ -153,7 +153,7 @@ class Lab:
     def fingerprint(self, context: str = "default") -> str:
         """A hash over all that fixes an episode's numbers, given its kwargs, seed and actions."""
         hashes = [[t.hash for t in self.teachers(name)] for name in teacher_sets(context)]
-        drawn = [asdict(c) for c in context_set(context)]
+        drawn = [asdict(draw_context(context, seed)) for seed in range(len(context_set(context)))]  # each of them once
         return digest(PROCESS_VERSION, self.recipe.hash, self.data.fingerprint, self.teacher.hash, hashes, drawn)
 
     def process(

@@ -15,7 +15,7 @@ from kd_gym.envs.lab import Lab
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.prepare import prepare
 from kd_gym.experiments.records import record_of
-from kd_gym.experiments.runs import config_for, is_run, load_run
+from kd_gym.experiments.runs import config_for, is_run, load_run, read_config
 from kd_gym.experiments.score import Episode, play, play_fixed, teacher_scores
 from kd_gym.experiments.setup import EVALUATION_SEEDS, EnvSpec, agent_for, env_arguments
 from kd_gym.experiments.stats import interval, paired
@@ -189,7 +189,8 @@ def compare(
             else:
                 episodes.append(play(env, controller, seed))
             if folder is not None:
-                record = record_of(spec, controller, Path(name).name, episodes[-1])
+                told = read_config(Path(name)).agent if is_run(name) else name
+                record = record_of(spec, controller, told, episodes[-1])
                 record.write(folder / record.file_name)
             if progress and bar is not None:
                 progress.update(bar, advance=1, description=f"scoring {Path(name).name} on report")

@@ -18,6 +18,7 @@ from kd_gym.experiments.runs import is_run, read_config
 from kd_gym.experiments.stats import interval, performance_profile
 from kd_gym.experiments.suites import load_suite
 from kd_gym.experiments.summary import value_of
+from kd_gym.experiments.transfer import Cell
 from kd_gym.experiments.validate import records_in
 
 Groups = dict[str, dict[int, Record]]  # by controller and seed
@@ -47,13 +48,13 @@ def report(place: Path, out: Path | None = None) -> Path:
 def _of_run(folder: Path, out: Path) -> Path:
     config = read_config(folder)
     records = [Record.read(file) for file in records_in([folder])]
-    own = config.agent
-    first = next((r for r in records if r.trained), records[0])
+    own, context = config.agent, config.env_config.get("context", "default")
+    mine = [r for r in records if r.trained and r.env == config.spec.id and "student" not in r.kwargs]
+    first = next((r for r in mine if r.kwargs.get("context", "default") == context), (mine or records)[0])
     metric = first.metrics[0]
     groups = _grouped(sorted(_same(records, first), key=lambda record: not record.trained))
     told = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
     verdict = next((row["verdict"] for row in told.get("rows", []) if row["name"] == own), "")
-    mine, context = [record for record in records if record.trained], first.kwargs.get("context", "default")
     sections = [
         Section(
             "Scores",
@@ -65,6 +66,7 @@ def _of_run(folder: Path, out: Path) -> Path:
         *_policy(mine),
         *_cost(groups, metric),
         *_effects(records),
+        *_transfer(folder, own),
         _provenance(records),
     ]
     return write_page(out, f"{own} on {config.env}", verdict, sections)
@@ -72,8 +74,12 @@ def _of_run(folder: Path, out: Path) -> Path:
 
 def _same(records: Iterable[Record], as_this: Record) -> list[Record]:
     """The records of one id, context and budget."""
-    names = ("context", "horizon", "student")
-    return [r for r in records if r.env == as_this.env and all(r.kwargs.get(n) == as_this.kwargs.get(n) for n in names)]
+
+    def place(record: Record) -> list[object]:
+        kwargs = {"context": "default", **record.kwargs}
+        return [record.env, *(kwargs.get(name) for name in ("context", "horizon", "student"))]
+
+    return [record for record in records if place(record) == place(as_this)]
 
 
 def _grouped(records: Iterable[Record]) -> Groups:
@@ -240,6 +246,22 @@ def _effects(records: Sequence[Record]) -> list[Section]:
             [Picture("effects", text, lambda: figures.effect_of_weights(effects))],
         )
     ]
+
+
+def _transfer(folder: Path, own: str) -> list[Section]:
+    """The matrix that `kd-gym evaluate --transfer` left, if it did."""
+    if not (folder / "transfer.json").exists():
+        return []
+    told = json.loads((folder / "transfer.json").read_text())
+    cells = [Cell(**cell) if cell else None for cell in told["cells"]]
+    values = np.array([[cell.gain if cell else np.nan for cell in cells]])
+    texts = [[cell.text.replace(" ± ", "\n± ") if cell else "does not fit" for cell in cells]]
+    text = (
+        f"The policy where it was not trained: report score less that of the uniform control, paired over "
+        f"{told['seeds']} seeds (*: beyond chance)."
+    )
+    names = [target.replace(":", "\n") for target in told["targets"]]
+    return [Section("Transfer", text, [Picture("transfer", text, lambda: figures.matrix([own], names, values, texts))])]
 
 
 def _provenance(records: Sequence[Record]) -> Section:

@@ -11,6 +11,7 @@ from kd_gym.experiments.distill import Distilled
 from kd_gym.experiments.evaluate import Comparison, Row
 from kd_gym.experiments.prepare import SCORED, Scores
 from kd_gym.experiments.stats import interval
+from kd_gym.experiments.transfer import Transfer
 
 
 def _mean(row: Row, name: str) -> float:
@@ -54,6 +55,16 @@ def comparison_table(comparison: Comparison) -> Table:
         + (f"\nteachers, once: {comparison.teacher_seconds:.0f} s" if comparison.teacher_seconds else "")
         + (f"\n{comparison.notice}" if comparison.notice else "")
     )
+    return table
+
+
+def transfer_table(found: Transfer, seeds: int) -> Table:
+    """What policies gain over the uniform control, by target."""
+    title = f"report score less that of uniform, paired over {seeds} seeds (*: beyond chance)"
+    table = Table("target", *found.cells, title=title, title_justify="left")
+    for i, target in enumerate(found.targets):
+        row = [cells[i] for cells in found.cells.values()]
+        table.add_row(target, *(f"{cell.text} ({cell.metric} {cell.score:.3f})" if cell else "-" for cell in row))
     return table
 
 
