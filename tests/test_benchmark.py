@@ -170,6 +170,27 @@ def test_a_trial_that_fails_is_reported_and_the_rest_is_kept(suite, tmp_path, mo
     assert not benchmark(own, tmp_path / "out", Here(), say=quiet).failures  # tried again by --resume
 
 
+def test_without_its_teachers_no_trial_of_an_id_is_tried(suite, tmp_path):
+    class Failing(Here):
+        def __call__(self, function, *args):
+            if function.__name__ == "prepare_job":
+                raise KDGymError("the hub did not answer")
+            return super().__call__(function, *args)
+
+    run = Failing()
+    found = benchmark(suite(), tmp_path / "out", run, say=quiet)
+    assert run.jobs == []
+    assert list(found.failures) == ["KnowledgeSelect-SST2-v0"]
+    write_tables(found)
+    assert "failed: KDGymError: the hub did not answer" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_an_unknown_stage_is_answered_with_the_nearest(suite, tmp_path):
+    with pytest.raises(KDGymError, match="did you mean 'plain'"):
+        benchmark(suite(), tmp_path / "out", Here(), ("plane",), quiet)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_in_use_says_by_whom(suite, tmp_path):
     with (
         locked(tmp_path / "out"),

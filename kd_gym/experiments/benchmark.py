@@ -30,6 +30,7 @@ from kd_gym.experiments.score import play
 from kd_gym.experiments.suites import Suite, Trial, spec_of, trials_of
 from kd_gym.experiments.train import train
 from kd_gym.files import write_json, write_text
+from kd_gym.plugins import nearest
 
 Say = Callable[[str], None]
 
@@ -161,6 +162,9 @@ def benchmark(suite: Suite, out: Path, run: Executor, stages: tuple[str, ...] = 
         stages: some of the suite's; all by default.
         say: told a line for each job that has ended.
     """
+    for name in stages:
+        if name not in suite.stages:
+            raise nearest("stage", name, suite.stages)
     out = out.resolve()  # workers may have another current folder
     with locked(out):
         write_text(out / "suite.yaml", yaml.safe_dump(_plain(suite), sort_keys=False))
@@ -225,7 +229,7 @@ def _waves(
         for trial in trials:
             folder = run_folder(out, trial)
             training = str(folder.relative_to(out))
-            if {trial.key, training} & failures.keys() or trial in records:
+            if {trial.key, training, trial.env} & failures.keys() or trial in records:
                 continue
             if trial.learns and not (folder / "result.json").exists():
                 jobs[training] = (training_job, suite, trial, out)

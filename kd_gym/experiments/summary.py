@@ -119,7 +119,7 @@ def _rows(results: Results, by_controller: dict[str, list[Trial]]) -> list[Row]:
     base = found.get(results.suite.baseline, {})
     rows = []
     for name, trials in by_controller.items():
-        keys = {key for t in trials for key in (t.key, f"runs/{t.env}/{name}")}
+        keys = {key for t in trials for key in (t.key, f"runs/{t.env}/{name}", t.env)}
         failure = next((why for key, why in results.failures.items() if key in keys), "")
         rows.append(Row(name, len(set(trials)), found[name], base, failure))
     return rows
