@@ -14,10 +14,11 @@ from kd_gym.envs.contexts import HELD_OUT, TRAIN
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.facts import facts
 from kd_gym.experiments.setup import EnvSpec, resolve_id
+from kd_gym.experiments.suites import load_suite, suite_names
 from kd_gym.plugins import load, nearest
 from kd_gym.tasks.task import TASKS
 
-KINDS = ("envs", "agents", "tasks", "knowledge")
+KINDS = ("envs", "agents", "tasks", "knowledge", "suites")
 
 
 def names(kind: str) -> list[tuple[str, str]]:
@@ -30,6 +31,8 @@ def names(kind: str) -> list[tuple[str, str]]:
         return [(name, _task_line(name)) for name in TASKS.names()]
     if kind == "knowledge":
         return [(name, KNOWLEDGE.get(name).summary) for name in KNOWLEDGE.names()]
+    if kind == "suites":
+        return [(name, load_suite(name).about) for name in suite_names()]
     raise nearest("kind", kind, KINDS)
 
 
