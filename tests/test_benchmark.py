@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -102,7 +103,11 @@ def test_suites_are_found_where_kd_gym_is_installed():
         ({"sed": 3}, "did you mean 'seeds'"),
         ({"baseline": "unifrm"}, "did you mean 'uniform'"),
         ({"backend": "small"}, "backend should be"),
-        ({"claims": [{"text": "t", "family": "f", "method": "lgtm", "others": ["uniform"]}]}, "claims"),
+        ({"claims": [{"text": "t", "family": "KnowledgeSelct", "method": "uniform", "others": []}]}, "KnowledgeSelect"),
+        ({"claims": [{"text": "t", "family": "KnowledgeSelect", "method": "lgtm", "others": []}]}, "claims"),
+        ({"training": {"context": "trian"}}, "did you mean 'train'"),
+        ({"training": {"episodes": 0}}, "episodes must be at least 1"),
+        ({"threads": 0}, "threads must be at least 1"),
     ],
 )
 def test_a_wrong_suite_is_named_before_any_trial(suite, changes, words):
@@ -151,6 +156,53 @@ def test_a_damaged_record_is_named_and_run_again(suite, tmp_path):
     assert sum(name == "trial_job" for name, _ in again.jobs) == 2
     assert len(found.records) == 4
     assert sum("damaged" in line or "no record of this version" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("changes", [{"threads": 2}, {"training": {"episodes": 9}}, {"data": "embedded"}])
+def test_results_of_other_settings_are_not_gone_on_with(suite, tmp_path, changes):
+    benchmark(suite(), tmp_path / "out", Here(), say=quiet)
+    with pytest.raises(KDGymError, match=f"was begun with {next(iter(changes))}"):
+        benchmark(suite(**changes), tmp_path / "out", Here(), say=quiet)
+
+
+def test_failures_of_another_stage_are_kept(suite, tmp_path):
+    class Failing(Here):
+        def __call__(self, function, *args):
+            if function.__name__ == "trial_job" and args[1].controller == "single:hard":
+                raise ValueError("two\nlines | and a bar")
+            return super().__call__(function, *args)
+
+    stages = {
+        name: {**SMALL["stages"]["plain"], "controllers": [name, "uniform"]} for name in ("single:hard", "random")
+    }
+    own, out = suite(stages=stages), tmp_path / "out"
+    benchmark(own, out, Failing(), ("single:hard",), quiet)
+    found = benchmark(own, out, Here(), ("random",), quiet)
+    assert len(found.failures) == 2
+    write_tables(found)
+    assert "failed: ValueError: two lines / and a bar |" in (out / "table.md").read_text()
+    (out / "failures.json").write_text("{")
+    assert benchmark(own, out, Here(), say=quiet).failures == {}
+
+
+def test_what_costs_as_much_as_a_trained_agent_is_run_too(suite, tmp_path):
+    stage = {"ids": ["KnowledgeSelect-SST2"], "controllers": ["uniform", "ppo"], "budgets": ["own", "cost of ppo"]}
+    found = benchmark(
+        suite(stages={"a": stage}, seeds=2, training={"episodes": 2, "agents": 2}), tmp_path / "out", Here(), say=quiet
+    )
+    assert found.failures == {}
+    assert len(found.records) == 6
+    (table, _) = tables_of(found)
+    assert table.row("ppo").policies == 2  # evaluation seeds take the trained agents in turn
+    assert table.row("ppo").name == "ppo (2 trainings)"
+
+
+def test_an_interruption_does_not_begin_a_job_again():
+    run, begun = Local(1), time.monotonic()
+    threading.Timer(4, run.close).start()
+    with pytest.raises(WorkerDiedError, match="was ended"):
+        run(time.sleep, 60)
+    assert time.monotonic() - begun < 30
 
 
 def test_a_trial_that_fails_is_reported_and_the_rest_is_kept(suite, tmp_path, monkeypatch):

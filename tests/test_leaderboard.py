@@ -54,7 +54,7 @@ def first(entry):
 
 
 def test_a_whole_entry_passes(entry):
-    assert check.check(entry, 2, "auto") == []
+    assert check.check(entry, 2, "auto", "tiny") == []
 
 
 @pytest.mark.parametrize(
@@ -65,25 +65,32 @@ def test_a_whole_entry_passes(entry):
         (("controller",), "uniform", "more than one controller"),
         (("episode", "seed"), 7, "needs the seeds 0 to 4"),
         (("kwargs", "context"), "noise-40", "default context alone"),
-        (("kwargs", "horizon"), 40, "another horizon"),
+        (("kwargs", "horizon"), 40, "not played as the id"),
+        (("kwargs", "rows"), "train+reward", "not played as the id"),
+        (("episode", "flops"), 1, "differs"),
+        (("kwargs",), {}, "not played as the id"),
     ],
 )
 def test_a_bad_record_is_found_wherever_it_is(entry, place, value, words):
     for file in sorted((entry / "records").iterdir()):
         before = file.read_text()
         change(file, place, value)
-        lines = check.check(entry, 2, "auto")
+        lines = check.check(entry, 2, "auto", "tiny")
         assert lines
         assert words in " ".join(lines)
         file.write_text(before)
-    assert check.check(entry, 2, "auto") == []
+    assert check.check(entry, 2, "auto", "tiny") == []
+
+
+def test_the_tiny_backend_is_no_entry(entry):
+    assert "not played as the id" in check.check(entry, 2, "auto")[0]
 
 
 def test_an_entry_that_is_not_whole(entry):
     first(entry).unlink()
-    assert "needs the seeds" in check.check(entry, 2, "auto")[0]
+    assert "needs the seeds" in check.check(entry, 2, "auto", "tiny")[0]
     (entry / "entry.yaml").write_text("name: x")
-    assert "should have name, about, command" in check.check(entry, 2, "auto")[0]
+    assert "should have name, about, command" in check.check(entry, 2, "auto", "tiny")[0]
 
 
 def test_the_page_is_what_the_script_writes(tmp_path, monkeypatch):

@@ -63,7 +63,12 @@ def test_a_trained_policy_is_repeated_by_its_actions(tmp_path):
     files = records_in([tmp_path / "run"])
     assert len(files) >= 3
     assert {validate(file).word for file in files} == {"repeated"}
-    assert any(Record.read(file).trained for file in files)
+    own = [file for file in files if Record.read(file).trained]
+    assert own
+    change(own[0], episode__actions=one_action)
+    assert validate(own[0]).word == "differs"
+    change(own[0], episode__actions=lambda a: a[:-1])
+    assert "more decisions" in validate(own[0]).why
 
 
 def one_digit(score):
@@ -79,8 +84,15 @@ def one_action(actions):
     [
         ({"episode__scores__accuracy": one_digit}, "report accuracy"),
         ({"episode__cross_entropy": one_digit}, "report cross-entropy"),
-        ({"episode__actions": one_action}, "after decision 1"),
-        ({"episode__actions": lambda a: a[:-1]}, "more decisions"),
+        ({"episode__actions": one_action}, "actions"),
+        ({"episode__actions": lambda a: a[:-1]}, "actions"),
+        ({"episode__actions": None}, "TypeError"),
+        ({"episode__flops": lambda flops: flops + 1}, "flops"),
+        ({"episode__reward": one_digit}, "reward"),
+        ({"episode__trace__reward": lambda t: [0.0, *t[1:]]}, "trace"),
+        ({"fixed": False}, "fixed"),
+        ({"controller": "uniform"}, "actions"),
+        ({"machine__threads": 0}, "RuntimeError"),
         ({"episode__actions": lambda a: [*a, a[-1]]}, "actions"),
         ({"episode__trace__cross_entropy": lambda t: [*t[:-1], one_digit(t[-1])]}, "decision 5"),
         ({"episode__trace__cross_entropy": lambda t: t[:-1]}, "decision 5"),
@@ -142,6 +154,8 @@ def test_the_recorded_number_of_threads_is_taken(record):
         ({"format": 0}, "no record of this version"),
         ({"episode": {}}, "damaged"),
         ({"machine": None}, "damaged"),
+        ({"kwargs": {}}, "damaged"),
+        ({"kwargs__colour": "red"}, "damaged"),
     ],
 )
 def test_what_cannot_be_compared_says_why(record, changes, words):

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import yaml
 
+from kd_gym.agents.protocol import agent_class
+from kd_gym.envs.recipes import Backend
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.records import Record
-from kd_gym.experiments.setup import EVALUATION_SEEDS
+from kd_gym.experiments.setup import EVALUATION_SEEDS, EnvSpec
 from kd_gym.experiments.validate import records_in, validate
 
 ENTRIES = Path(__file__).parent / "entries"
@@ -24,14 +26,31 @@ KEYS = ("name", "about", "command")
 SEEDS = 5
 
 
-def read_entry(folder: Path) -> tuple[dict[str, str], list[Record]]:
+def kwargs_of(record: Record, backend: Backend) -> dict[str, object]:
+    """The keyword arguments of an honest record: the id's own, and what the controller needs; of a trained policy also
+    the action and the observation that it was trained with.
+    """
+    config = {"context": "default"}
+    if record.trained:
+        config |= {
+            name: record.kwargs[name] for name in ("action", "observation", "granularity") if name in record.kwargs
+        }
+        return {"backend": backend, **config}
+    spec = EnvSpec(record.env, backend=backend, config=config).for_agent(agent_class(record.controller)[0])
+    return {name: value for name, value in spec.kwargs.items() if name not in ("data", "device")}
+
+
+def read_entry(folder: Path, backend: Backend = "full") -> tuple[dict[str, str], list[Record]]:
     """What an entry says, and its records.
 
     Raises:
         KDGymError: it is not whole.
     """
     file = folder / "entry.yaml"
-    told = yaml.safe_load(file.read_text()) if file.is_file() else None
+    try:
+        told = yaml.safe_load(file.read_text()) if file.is_file() else None
+    except yaml.YAMLError:
+        told = None
     if not isinstance(told, dict) or set(told) != set(KEYS):
         raise KDGymError(f"{file} should have {', '.join(KEYS)}")
     records = [Record.read(record) for record in records_in([folder])]
@@ -45,15 +64,16 @@ def read_entry(folder: Path) -> tuple[dict[str, str], list[Record]]:
             raise KDGymError(
                 f"{folder}: {env} needs the seeds 0 to {SEEDS - 1} once each, in the default context alone"
             )
-        if any(record.kwargs.keys() & {"horizon", "student", "learning_rate"} for record in own):
-            raise KDGymError(f"{folder}: {env} was played with another horizon, student or rate than the id's")
+        for record in own:
+            if {"context": "default", **record.kwargs} != kwargs_of(record, backend):
+                raise KDGymError(f"{folder}: {env} was not played as the id and its controller say: {record.kwargs}")
     return told, records
 
 
-def check(folder: Path, sample: int, data: str) -> list[str]:
+def check(folder: Path, sample: int, data: str, backend: Backend = "full") -> list[str]:
     """What is wrong with an entry, a line for each record; nothing, if all came out."""
     try:
-        read_entry(folder)
+        read_entry(folder, backend)
     except KDGymError as error:
         return [str(error)]
     files = records_in([folder])

@@ -65,8 +65,8 @@ def _plain(axes: Axes, **labels: Any) -> None:
 
 
 def _weights(axes: Axes, names: Sequence[str], paths: Sequence[Array]) -> None:
-    length = min(len(path) for path in paths)
-    stacked = np.stack([path[:length] for path in paths])
+    length = max(len(path) for path in paths)
+    stacked = np.stack([path for path in paths if len(path) == length])  # not those whose student failed early
     mean, spread = stacked.mean(0), stacked.std(0)
     if len(names) > len(COLOURS):
         heat_map(axes, list(names), mean, 1)
@@ -163,9 +163,8 @@ def effect_of_weights(effects: Mapping[str, tuple[Sequence[float], Sequence[floa
         place = np.clip(np.digitize(x, edges) - 1, 0, 4)
         filled = [i for i in range(5) if (place == i).sum() > 2]
         means = [y[place == i].mean() for i in filled]
-        errors = [1.96 * y[place == i].std() / np.sqrt((place == i).sum()) for i in filled]
         middles = [(edges[i] + edges[i + 1]) / 2 for i in filled]
-        axes.errorbar(middles, means, errors, color=COLOURS[1], marker="o", markersize=4, capsize=2)
+        axes.plot(middles, means, color=COLOURS[1], marker="o", markersize=4)
         axes.axhline(0, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8, linestyle=":")
         axes.set_title(name, fontsize=10)
         _plain(axes, xlim=(-0.05, 1.05))

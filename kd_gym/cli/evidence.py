@@ -149,9 +149,21 @@ def tune_command(arguments: Sequence[str]) -> int:
     score, settings = found.tried[0]
     told = "" if found.default is None else f" (the defaults: {found.default:.4f})"
     _print(console, f"best select {found.metric}: {score:.4f}{told}, the best of {len(found.tried)}; train with it:")
-    words = " ".join(f"--agent-config.{name.replace('_', '-')} {value}" for name, value in settings.items())
-    _print(console, f"kd-gym train --env {parsed.env} --agent {parsed.agent} {words}")
+    asked = {"data": parsed.data, "device": parsed.device, "backend": parsed.backend, "steps": parsed.steps}
+    asked |= {"num-envs": parsed.num_envs, "seed": parsed.seed}
+    asked |= {f"env-config.{name}": value for name, value in changed(parsed.env_config).items()}
+    asked |= {f"agent-config.{name}": value for name, value in settings.items()}
+    words = [_word(name.replace("_", "-"), value) for name, value in asked.items() if value not in (None, "auto")]
+    _print(console, f"kd-gym train --env {parsed.env} --agent {parsed.agent} {' '.join(words)}")
     return 1 if found.failures else 0
+
+
+def _word(name: str, value: Any) -> str:
+    """An option as the command line has it; switches are `--a.b` and `--a.no-b`."""
+    if isinstance(value, bool):
+        group, _, last = name.rpartition(".")
+        return f"--{group}.{'' if value else 'no-'}{last}"
+    return f"--{name} {value}"
 
 
 def _positive(workers: int | None) -> int | None:

@@ -30,6 +30,7 @@ HELD_OUT = (
 SETS: dict[str, tuple[Context, ...]] = {"default": (DEFAULT,), "train": TRAIN, "held-out": HELD_OUT}
 SETS |= {c.name: (c,) for c in (*TRAIN[1:], *HELD_OUT)}
 
+_RANGE = 1_000_000_000  # seeds of different purposes (training, scoring, choosing) begin at multiples of it
 _STREAM = 7  # of the episode seed: which context is drawn
 
 
@@ -48,9 +49,10 @@ def teacher_sets(name: str) -> list[str]:
 def draw_context(name: str, seed: int) -> Context:
     """The context of the episode with this seed.
 
-    As many seeds in a row as there are contexts have each of them once, in an order of their own: so few evaluation
-    seeds do not fall on one context by chance.
+    The first seeds of a range, as many as there are contexts, have each of them once, in an order of their own; so have
+    the next, and so on. Few evaluation seeds do not fall on one context by chance then.
     """
     contexts = context_set(name)
-    block, place = divmod(seed, len(contexts))
-    return contexts[int(np.random.default_rng([block, _STREAM]).permutation(len(contexts))[place])]
+    purpose, number = divmod(seed, _RANGE)
+    block, place = divmod(number, len(contexts))
+    return contexts[int(np.random.default_rng([purpose, block, _STREAM]).permutation(len(contexts))[place])]

@@ -27,6 +27,7 @@ from kd_gym.experiments.executors import Executor
 from kd_gym.experiments.prepare import prepare
 from kd_gym.experiments.records import Record, record_of
 from kd_gym.experiments.score import play
+from kd_gym.experiments.setup import EVALUATION_SEEDS
 from kd_gym.experiments.suites import Suite, Trial, spec_of, trials_of
 from kd_gym.experiments.train import train
 from kd_gym.files import write_json, write_text
@@ -51,9 +52,11 @@ def record_file(out: Path, trial: Trial) -> Path:
     return out / "records" / f"{trial.key}.json"
 
 
-def run_folder(out: Path, trial: Trial) -> Path:
-    """Where the agent of a trial that learns is trained."""
-    return out / "runs" / trial.env / trial.controller.replace(":", "_").replace("/", "_")
+def run_name(suite: Suite, trial: Trial) -> str:
+    """Where the agent of a trial that learns is trained, in a folder of results."""
+    place = (trial.seed - EVALUATION_SEEDS) % suite.training.agents
+    agent = trial.controller.replace(":", "_").replace("/", "_")
+    return f"runs/{trial.env}/{agent}" + (f"-{place}" if place else "")
 
 
 # ---------------------------------------------------------------------- jobs: what a worker does
@@ -61,6 +64,7 @@ def run_folder(out: Path, trial: Trial) -> Path:
 
 def prepare_job(suite: Suite, env: str, contexts: tuple[str, ...]) -> str:
     """Make the teachers of an id, before several workers ask for them at once."""
+    torch.set_num_threads(suite.threads)  # bits of a teacher depend on it too
     for context in contexts:
         prepare(spec_of(suite, env, context=context))
     return f"prepared {env}"
@@ -69,13 +73,13 @@ def prepare_job(suite: Suite, env: str, contexts: tuple[str, ...]) -> str:
 def training_job(suite: Suite, trial: Trial, out: Path) -> str:
     """Train the agent of a trial; one that was interrupted is trained anew, so that the result is the same."""
     torch.set_num_threads(suite.threads)
-    folder, told = run_folder(out, trial), suite.training
+    folder, told = out / run_name(suite, trial), suite.training
     if not (folder / "result.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         spec = spec_of(suite, trial.env, context=told.context)
-        steps = told.episodes * spec.family.decisions
+        steps, seed = told.episodes * spec.family.decisions, told.seed + (trial.seed - EVALUATION_SEEDS) % told.agents
         train(
-            *(trial.env, trial.controller, steps, told.num_envs, told.seed, suite.data, "auto", suite.backend, folder),
+            *(trial.env, trial.controller, steps, told.num_envs, seed, suite.data, "auto", suite.backend, folder),
             eval_seeds=1,
             env_config={"context": told.context},
         )
@@ -87,11 +91,12 @@ def trial_job(suite: Suite, trial: Trial, horizon: int | None, out: Path) -> str
     torch.set_num_threads(suite.threads)
     budget = {} if horizon is None else {"horizon": horizon}
     spec = spec_of(suite, trial.env, context=trial.context, **budget)
-    name = str(run_folder(out, trial)) if trial.learns else trial.controller
+    run = out / run_name(suite, trial) if trial.learns else None
+    name = str(run) if run else trial.controller
     controller, fitted = load_controller(name, spec)
     env = fitted.make()
     episode = play(env, controller, trial.seed)
-    record = record_of(fitted, controller, trial.controller, episode)
+    record = record_of(fitted, controller, trial.controller, episode, run)
     record.write(record_file(out, trial))
     metric = record.metrics[0]
     return f"{trial.key}: report {metric} {episode.scores[metric]:.3f}, {episode.seconds:.0f} s"
@@ -120,18 +125,44 @@ def locked(out: Path) -> Iterator[None]:
 
 def read_results(out: Path, suite: Suite) -> Results:
     """What is there of a suite; damaged records are named, and count as not run."""
-    records, damaged = {}, []
+    records: dict[Trial, Record] = {}
+    damaged: dict[str, None] = {}
     for stage in suite.stages:
         for trial in trials_of(suite, stage):
             file = record_file(out, trial)
             if file.exists() and trial not in records:
                 try:
-                    records[trial] = Record.read(file)
+                    records[trial] = _read(file, trial)
                 except KDGymError as error:
-                    damaged.append(str(error))
-    failures = out / "failures.json"
-    failed: dict[str, str] = json.loads(failures.read_text()) if failures.exists() else {}
-    return Results(out, suite, records, failed, damaged)
+                    damaged[str(error)] = None
+    failures = {name: why for name, why in _failures(out).items() if name not in {t.key for t in records}}
+    return Results(out, suite, records, failures, list(damaged))
+
+
+def _read(file: Path, trial: Trial) -> Record:
+    record = Record.read(file)
+    found = (record.env, record.controller, record.kwargs.get("context", "default"), record.episode.seed)
+    if found != (trial.env, trial.controller, trial.context, trial.seed):
+        raise KDGymError(f"{file} is damaged: it is of another trial")
+    return record
+
+
+def _failures(out: Path) -> dict[str, str]:
+    try:
+        told = json.loads((out / "failures.json").read_text())
+    except (OSError, ValueError):  # none yet, or damaged: what failed is tried again anyway
+        return {}
+    return {str(name): str(why) for name, why in told.items()} if isinstance(told, dict) else {}
+
+
+def check_same(out: Path, suite: Suite) -> None:
+    """Raise `KDGymError` where the records in `out` were made under settings that this suite does not have."""
+    file = out / "suite.yaml"
+    told = yaml.safe_load(file.read_text()) if file.exists() else {}
+    now = _plain(suite)
+    for key in ("backend", "data", "threads", "training"):
+        if key in told and told[key] != now[key]:
+            raise KDGymError(f"{out} was begun with {key} {told[key]}, not {now[key]}; give another --out")
 
 
 def horizon_of(trial: Trial, done: dict[Trial, Record]) -> int | None:
@@ -146,6 +177,9 @@ def horizon_of(trial: Trial, done: dict[Trial, Record]) -> int | None:
         return None
     own = dataclasses.replace(trial, budget="own")
     dear = done[dataclasses.replace(own, controller=trial.budget.removeprefix("cost of "))]
+    for record in (dear, done[own]):
+        if record.episode.failure:
+            raise KDGymError(f"no budget follows from {record.controller}, which failed: {record.episode.failure}")
     total, spent = (record.episode.flops + record.episode.controller_flops for record in (dear, done[own]))
     looks = done[own].episode.evaluation_flops  # as many of them however long the episode
     updates = dear.spec().family.recipe.process.horizon
@@ -166,15 +200,18 @@ def benchmark(suite: Suite, out: Path, run: Executor, stages: tuple[str, ...] = 
         if name not in suite.stages:
             raise nearest("stage", name, suite.stages)
     out = out.resolve()  # workers may have another current folder
+    if Path(suite.data).exists():
+        suite = dataclasses.replace(suite, data=str(Path(suite.data).resolve()))
     with locked(out):
+        check_same(out, suite)
         write_text(out / "suite.yaml", yaml.safe_dump(_plain(suite), sort_keys=False))
         found = read_results(out, suite)
         for line in found.damaged:
             say(f"{line}; it is run again")
-        names = stages or tuple(suite.stages)
-        wanted = dict.fromkeys(trial for stage in names for trial in trials_of(suite, stage))
+        wanted = dict.fromkeys(trial for stage in stages or suite.stages for trial in trials_of(suite, stage))
         trials = [trial for trial in wanted if trial not in found.records]
-        failures: dict[str, str] = {}
+        again = {name for t in wanted for name in (t.key, t.env, run_name(suite, t))}
+        failures = Failures(out, {name: why for name, why in found.failures.items() if name not in again})
         with ThreadPoolExecutor(run.workers) as threads:
             try:
                 _waves(suite, out, run, threads, trials, failures, say)
@@ -182,8 +219,20 @@ def benchmark(suite: Suite, out: Path, run: Executor, stages: tuple[str, ...] = 
                 threads.shutdown(wait=False, cancel_futures=True)
                 run.close()
                 raise
-        write_json(out / "failures.json", failures)
         return read_results(out, suite)
+
+
+class Failures(dict[str, str]):
+    """Why trials, trainings and teachers failed, by name; written whenever one is added."""
+
+    def __init__(self, out: Path, told: dict[str, str]) -> None:
+        super().__init__(told)
+        self._file = out / "failures.json"
+        write_json(self._file, self)
+
+    def __setitem__(self, name: str, why: str) -> None:
+        super().__setitem__(name, why)
+        write_json(self._file, self)
 
 
 def _waves(
@@ -192,7 +241,7 @@ def _waves(
     run: Executor,
     threads: ThreadPoolExecutor,
     trials: list[Trial],
-    failures: dict[str, str],
+    failures: Failures,
     say: Say,
 ) -> None:
     """Teachers first, then trainings and what needs neither, then what needs those."""
@@ -207,8 +256,8 @@ def _waves(
             try:
                 line = future.result()
             except Exception as error:
-                failures[name] = line = f"{type(error).__name__}: {error}"
-                line = f"{name} failed: {line}"
+                failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                line = f"{name} failed: {failures[name]}"
             counted = name in keys
             done += counted
             spent = time.perf_counter() - begin
@@ -223,20 +272,32 @@ def _waves(
         say(f"[0/{total}] data and teachers of {env} first, where they are not there yet")
     wave({env: (prepare_job, suite, env, tuple(told)) for env, told in contexts.items()})
 
-    for _ in range(2):  # trials of trained agents, and those that cost as much as others, come second
+    while True:  # trials of trained agents, and those that cost as much as others, come when these are there
         records = read_results(out, suite).records
         jobs: dict[str, tuple[Any, ...]] = {}
         for trial in trials:
-            folder = run_folder(out, trial)
-            training = str(folder.relative_to(out))
+            training = run_name(suite, trial)
             if {trial.key, training, trial.env} & failures.keys() or trial in records:
                 continue
-            if trial.learns and not (folder / "result.json").exists():
+            if trial.learns and not (out / training / "result.json").exists():
                 jobs[training] = (training_job, suite, trial, out)
-            else:
-                with contextlib.suppress(KeyError):
-                    jobs[trial.key] = (trial_job, suite, trial, horizon_of(trial, records), out)
+                continue
+            try:
+                jobs[trial.key] = (trial_job, suite, trial, horizon_of(trial, records), out)
+            except KDGymError as error:
+                failures[trial.key] = str(error)
+            except KeyError:
+                continue  # not yet: what its budget follows from is not there
+        if not jobs:
+            break
         wave(jobs)
+        there = read_results(out, suite).records
+        for trial in trials:
+            if trial.key in jobs and trial not in there and trial.key not in failures:
+                failures[trial.key] = "it left no whole record"
+    for trial in trials:
+        if trial not in records and not {trial.key, run_name(suite, trial), trial.env} & failures.keys():
+            failures[trial.key] = f"what {trial.budget!r} follows from was not run"
 
 
 def _plain(value: Any) -> Any:

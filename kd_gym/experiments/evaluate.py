@@ -1,7 +1,7 @@
 """Score controllers on one fixed list of seeds, side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,8 @@ def evaluate(
         and WITH_REWARD not in controllers
     ):
         loaded.append((WITH_REWARD, *load_controller(WITH_REWARD, spec)))
-    return compare(loaded, context, seeds, progress, records)
+    runs = {name: Path(name) for name in controllers if is_run(name)}
+    return compare(loaded, context, seeds, progress, records, runs)
 
 
 def overrides_of(controller: Controller, spec: EnvSpec) -> dict[str, Any]:
@@ -171,15 +172,17 @@ def compare(
     seeds: int,
     progress: Progress | None = None,
     records: Path | None = None,
+    runs: Mapping[str, Path] | None = None,
 ) -> Comparison:
-    """`evaluate` for controllers that are loaded already."""
+    """`evaluate` for controllers that are loaded already; `runs` says by name where trained policies come from."""
     if seeds < 1:
         raise KDGymError(f"at least one seed is needed, not {seeds}")
     bar = progress.add_task("scoring", total=len(loaded) * seeds) if progress else None
     rows = []
     for name, controller, spec in loaded:
         env = spec.make()
-        folder = records or (Path(name) / "records" if is_run(name) else None)
+        run = (runs or {}).get(name)
+        folder = records or (run / "records" if run else None)
         # controllers of one's own may change under their names, so their scores are not kept
         kept = not getattr(controller, "learns", False) and type(controller).__module__.startswith("kd_gym.")
         episodes = []
@@ -189,8 +192,8 @@ def compare(
             else:
                 episodes.append(play(env, controller, seed))
             if folder is not None:
-                told = read_config(Path(name)).agent if is_run(name) else name
-                record = record_of(spec, controller, told, episodes[-1])
+                told = read_config(run).agent if run else name
+                record = record_of(spec, controller, told, episodes[-1], run)
                 record.write(folder / record.file_name)
             if progress and bar is not None:
                 progress.update(bar, advance=1, description=f"scoring {Path(name).name} on report")

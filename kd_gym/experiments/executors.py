@@ -1,5 +1,6 @@
 """Where the jobs of a benchmark run: in processes of this machine, or as Ray tasks. Both are one blocking call."""
 
+import contextlib
 import importlib
 import multiprocessing
 import multiprocessing.connection
@@ -52,11 +53,12 @@ class Local:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self._closed = False
         self._idle: list[ProcessPoolExecutor] = []  # each of one process, so that it is known whose job has died
         self._all: list[ProcessPoolExecutor] = []
 
     def _process(self) -> ProcessPoolExecutor:
-        if self._idle:
+        with contextlib.suppress(IndexError):
             return self._idle.pop()
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._all.append(ProcessPoolExecutor(1, mp_context=context, initializer=_follow_parent))
@@ -70,10 +72,13 @@ class Local:
             if not isinstance(future.exception(), BrokenExecutor):
                 self._idle.append(process)
                 return future.result()
+            if self._closed:
+                raise WorkerDiedError("the run was ended")
         raise WorkerDiedError(f"its worker died {ATTEMPTS} times")
 
     def close(self) -> None:
         """Let the workers go, at once."""
+        self._closed = True
         for process in self._all:
             for worker in (process._processes or {}).values():  # one that computes does not hear a shutdown
                 worker.terminate()
@@ -110,7 +115,8 @@ class Ray:
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayError as error:
-            raise WorkerDiedError(f"its worker died {ATTEMPTS} times ({type(error).__name__})") from None
+            why = " ".join(str(error).split())[:300]
+            raise WorkerDiedError(f"no worker survived it, or none started ({type(error).__name__}: {why})") from None
         return found
 
     def close(self) -> None:

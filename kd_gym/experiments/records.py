@@ -1,59 +1,21 @@
 """Records: what an evaluated episode leaves behind, enough to repeat it elsewhere and to compare."""
 
-import functools
 import json
-import platform
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import kd_gym
 from kd_gym.agents.protocol import Controller
 from kd_gym.envs.contexts import teacher_sets
 from kd_gym.envs.lab import Lab
 from kd_gym.errors import KDGymError
-from kd_gym.experiments.score import Episode, backend_digest, teacher_scores
+from kd_gym.experiments.machine import Machine, this_machine
+from kd_gym.experiments.runs import checkpoint_path
+from kd_gym.experiments.score import Episode, teacher_scores
 from kd_gym.experiments.setup import EnvSpec
-from kd_gym.files import digest, write_text
+from kd_gym.files import digest, file_digest, write_text
 
 FORMAT = 1  # raised when the fields of a record change
-
-
-@functools.cache
-def cpu_name() -> str:
-    """The processor's model name, as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and with what an episode was played: bits are promised between equal ones."""
-
-    kd_gym: str
-    torch: str
-    python: str
-    code: str
-    cpu: str
-    device: str
-    threads: int
-
-
-def this_machine(device: torch.device) -> Machine:
-    """This process, with students on this device."""
-    return Machine(
-        kd_gym=kd_gym.__version__,
-        torch=torch.__version__,
-        python=platform.python_version(),
-        code=backend_digest(),
-        cpu=cpu_name(),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        threads=torch.get_num_threads(),
-    )
 
 
 @dataclass(frozen=True)
@@ -64,12 +26,16 @@ class Record:
         env: the full id.
         kwargs: its keyword arguments, without the data's place and the device.
         controller: by name; a trained one by its agent's.
-        trained: whether it is the policy of a run, which the record does not hold.
+        trained: whether it is the policy of a run, which the record does not hold: only its actions can be repeated.
         source: where the data came from.
         teachers: the hash of each teacher's weights, by name.
         episode: what happened.
         fixed: whether the controller does not look at the student.
         reads_reward: whether it learns from the labels of `reward`.
+        metrics: of the task, the first one being the one that is compared.
+        teacher: the scores of the first teacher, by metric.
+        machine: where it was played.
+        policy: a hash of a trained policy's files.
     """
 
     env: str
@@ -85,12 +51,13 @@ class Record:
     teacher: dict[str, float]
     machine: Machine
     episode: Episode
+    policy: str = ""
     format: int = FORMAT
 
     @property
     def key(self) -> str:
         """Tells episodes apart that are not repetitions of each other."""
-        return digest(self.env, self.kwargs, self.controller, self.episode.seed)
+        return digest(self.env, self.kwargs, self.data_fingerprint, self.controller, self.policy, self.episode.seed)
 
     def spec(self, data: str = "auto", device: str = "auto") -> EnvSpec:
         """The env that it was played in."""
@@ -130,8 +97,10 @@ class Record:
             raise KDGymError(f"{file} is damaged: a record has {names}") from None
 
 
-def record_of(spec: EnvSpec, controller: Controller, name: str, episode: Episode) -> Record:
-    """The record of an episode that a controller played in an env of this spec, without its notes on each sample."""
+def record_of(spec: EnvSpec, controller: Controller, name: str, episode: Episode, run: Path | None = None) -> Record:
+    """The record of an episode that a controller (the policy of a run, if one is given) played in an env of this spec,
+    without its notes on each sample.
+    """
     lab = spec.lab()
     kwargs = {key: value for key, value in spec.kwargs.items() if key not in ("data", "device")}
     notes = {key: value for key, value in episode.notes.items() if not _nested(value)}
@@ -149,7 +118,15 @@ def record_of(spec: EnvSpec, controller: Controller, name: str, episode: Episode
         teacher=teacher_scores(lab.teacher, "report", lab.device),
         machine=this_machine(lab.device),
         episode=replace(episode, notes=notes),
+        policy="" if run is None else policy_digest(run),
     )
+
+
+def policy_digest(run: Path) -> str:
+    """A hash of the files of a run's best policy."""
+    folder = checkpoint_path(run, "best") or checkpoint_path(run, "checkpoint")
+    files = sorted(folder.iterdir()) if folder else []
+    return digest([(file.name, file_digest(file)) for file in files])
 
 
 def teacher_hashes(lab: Lab, spec: EnvSpec) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -47,10 +48,19 @@ def report(place: Path, out: Path | None = None) -> Path:
 
 def _of_run(folder: Path, out: Path) -> Path:
     config = read_config(folder)
-    records = [Record.read(file) for file in records_in([folder])]
-    own, context = config.agent, config.env_config.get("context", "default")
-    mine = [r for r in records if r.trained and r.env == config.spec.id and "student" not in r.kwargs]
+    records, damaged = [], []
+    for file in records_in([folder]):
+        try:
+            records.append(Record.read(file))
+        except KDGymError as error:
+            damaged.append(str(error))
+    if not records:
+        raise KDGymError(f"{folder} holds no record that can be read")
+    own, wanted = config.agent, {"context": "default", **config.env_config}
+    context = wanted["context"]
+    mine = [r for r in records if r.trained and r.env == config.spec.id and _shape(r.kwargs) == _shape(wanted)]
     first = next((r for r in mine if r.kwargs.get("context", "default") == context), (mine or records)[0])
+    mine = [r for r in mine if r.data_fingerprint == first.data_fingerprint]
     metric = first.metrics[0]
     groups = _grouped(sorted(_same(records, first), key=lambda record: not record.trained))
     told = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
@@ -58,8 +68,8 @@ def _of_run(folder: Path, out: Path) -> Path:
     sections = [
         Section(
             "Scores",
-            "Every controller played the same seeds; ± is half of a 95 % interval (Student's t), the seed being the "
-            f"unit. Score and cross-entropy are of the report split. Context: {context}.",
+            "Differences are over the seeds that both played; ± is half of a 95 % interval (Student's t), the seed "
+            f"being the unit. Score and cross-entropy are of the report split. Context: {context}.",
             [_scores(groups, metric), *_paired(groups, own, metric)],
         ),
         *_learning(folder, groups, own, metric),
@@ -68,16 +78,22 @@ def _of_run(folder: Path, out: Path) -> Path:
         *_effects(records),
         *_transfer(folder, own),
         _provenance(records),
+        *_missing(damaged),
     ]
     return write_page(out, f"{own} on {config.env}", verdict, sections)
 
 
+def _shape(kwargs: dict[str, Any]) -> list[object]:
+    """What tells an id's own episodes from others of it."""
+    return [kwargs.get(name) for name in ("horizon", "student", "learning_rate")]
+
+
 def _same(records: Iterable[Record], as_this: Record) -> list[Record]:
-    """The records of one id, context and budget."""
+    """The records of one id, context, budget and data."""
 
     def place(record: Record) -> list[object]:
         kwargs = {"context": "default", **record.kwargs}
-        return [record.env, *(kwargs.get(name) for name in ("context", "horizon", "student"))]
+        return [record.env, record.data_fingerprint, kwargs["context"], *_shape(kwargs)]
 
     return [record for record in records if place(record) == place(as_this)]
 
@@ -171,7 +187,8 @@ def _policy(records: Sequence[Record]) -> list[Section]:
         path = np.array([record.episode.trace[name] for name in names]).T
         paths.setdefault(record.episode.context, []).append(path)
     short = [name.removeprefix("weight/") for name in names]
-    length = min(len(record.episode.actions) for record in records)
+    length = max(len(record.episode.actions) for record in records)
+    records = [record for record in records if len(record.episode.actions) == length]  # whose student did not fail
     terms = {}
     for name in [n for n in records[0].episode.trace if n.startswith("term/") and n != "term/accuracy_gain"]:
         mean = np.mean([record.episode.trace[name][:length] for record in records], 0)
@@ -236,7 +253,7 @@ def _effects(records: Sequence[Record]) -> list[Section]:
     text = (
         "How much more the cross-entropy on the reward split fell in a decision than under the other controllers with "
         "the same seed at the same point, by the weight that the decision gave: points are decisions, the marks means "
-        "of fifths with 95 % intervals. Controllers that give a weight early have another student later, so this shows "
+        "of fifths. Controllers that give a weight early have another student later, so this shows "
         "what goes together, not what causes what."
     )
     return [
@@ -262,6 +279,12 @@ def _transfer(folder: Path, own: str) -> list[Section]:
     )
     names = [target.replace(":", "\n") for target in told["targets"]]
     return [Section("Transfer", text, [Picture("transfer", text, lambda: figures.matrix([own], names, values, texts))])]
+
+
+def _missing(lines: Sequence[str]) -> list[Section]:
+    """What the page does not show, and why."""
+    table = Table(("what", "why"), [line.partition(": ")[::2] for line in lines])
+    return [Section("Not here", "What failed, was not run, or cannot be read.", [table])] if lines else []
 
 
 def _provenance(records: Sequence[Record]) -> Section:
@@ -298,9 +321,11 @@ def _of_benchmark(results: Results, out: Path) -> Path:
     if not results.records:
         raise KDGymError(f"{results.folder} holds no records yet")
     sections: list[Section] = []
+    missing = [*(f"{name}: {why}" for name, why in results.failures.items()), *results.damaged]
     for table in tables:
         rows = [row for row in table.rows if row.records]
         if not rows:
+            missing.append(f"{table.title}: not run")
             continue
         groups: Groups = {row.controller: row.records for row in rows}
         metric, name = rows[0].metric, f"{len(sections)}-{table.env.removesuffix('-v0')}"
@@ -332,16 +357,14 @@ def _of_benchmark(results: Results, out: Path) -> Path:
         text = "The part of a controller's runs whose normalised score is above a level, over all ids."
         picture = Picture("profiles", text, lambda: figures.profiles(levels, profiles))
         sections.insert(0, Section("Over all ids", text, [Table(summary.OVERALL, every), picture]))
-    learners = {r.controller for r in results.records.values() if r.trained}
-    for name in sorted(learners):
-        mine = [r for r in results.records.values() if r.controller == name]
-        for env in dict.fromkeys(r.env for r in mine):
-            policy = _policy([r for r in mine if r.env == env])[0]
-            parts = [Picture(f"policy-{name}-{env}", p.text, p.draw) for p in policy.parts if isinstance(p, Picture)]
-            sections.append(Section(f"Policy of {name} on {env}", policy.text, parts))
+    learnt = [r for t, r in results.records.items() if r.trained and t.budget == "own"]
+    for name, env in dict.fromkeys((r.controller, r.env) for r in learnt):
+        for part in _policy([r for r in learnt if (r.controller, r.env) == (name, env)]):
+            parts = [Picture(f"{p.name}-{name}-{env}", p.text, p.draw) for p in part.parts if isinstance(p, Picture)]
+            sections.append(Section(f"{part.title} of {name} on {env}", part.text, parts))
     sections += _effects([r for r in results.records.values() if r.env.startswith("KnowledgeSelect")])
     for claim in suite.claims:
-        head = ("where", "against", f"{claim.method} less that", "its cross-entropy, r", "here")
+        head = ("where", "against", f"{claim.method} less that, r", "its cross-entropy, r", "here")
         sections.append(Section(f"Claim: {claim.text}", "", [Table(head, list(summary.claim_rows(claim, tables)))]))
-    sections.append(_provenance(list(results.records.values())))
+    sections += [_provenance(list(results.records.values())), *_missing(missing)]
     return write_page(out, f"Benchmark {results.folder.name}", suite.about, sections)

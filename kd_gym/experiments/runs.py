@@ -18,6 +18,9 @@ from kd_gym.errors import KDGymError
 from kd_gym.experiments.setup import EnvSpec, agent_for
 from kd_gym.files import write_json, write_text
 
+# what a training may do otherwise than where its policy is scored, without another action or observation
+_OF_TRAINING = ("context", "reward", "reward_every", "rows", "horizon", "student", "learning_rate")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -100,7 +103,7 @@ def checkpoint_path(folder: Path, name: str) -> Path | None:
 def load_run(folder: Path, spec: EnvSpec) -> tuple[Controller, EnvSpec]:
     """The best policy of a run, and an env of `spec`'s id with the spaces that the policy was trained on."""
     config = config_for(folder, spec)
-    kept = {k: v for k, v in config.env_config.items() if k not in ("context", "reward", "reward_every")}
+    kept = {k: v for k, v in config.env_config.items() if k not in _OF_TRAINING}
     fitted = EnvSpec(spec.env, spec.data, spec.device, spec.backend, {**kept, **spec.config})
     path = checkpoint_path(folder, "best") or checkpoint_path(folder, "checkpoint")
     if path is None:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-import kd_gym
 from kd_gym.agents.protocol import Controller
 from kd_gym.backend.metrics import METRICS
 from kd_gym.backend.process import DistillationProcess
@@ -20,11 +19,11 @@ from kd_gym.backend.teacher import load_teacher, teacher_inputs
 from kd_gym.backend.terms import Evaluation
 from kd_gym.envs.faces import DistillationEnv
 from kd_gym.envs.lab import Lab, Teacher
+from kd_gym.experiments.machine import this_machine
 from kd_gym.files import cache_dir, digest, file_digest, write_json
 from kd_gym.tasks.data import TaskData
 
 Split = Literal["select", "report"]
-_VERSIONS = (kd_gym.__version__, torch.__version__)
 
 
 @dataclass(frozen=True)
@@ -145,9 +144,10 @@ def play_fixed(env: DistillationEnv, controller: Controller, name: str, kwargs: 
     config = {k: v for k, v in kwargs.items() if k not in ("data", "device")}
     kinds = {kind for thing in (controller, env.family, env.episodes) for kind in type(thing).__mro__}
     own = sorted({inspect.getfile(kind) for kind in kinds if kind.__module__.startswith("kd_gym.")})
-    code = [file_digest(Path(file)) for file in own] + [backend_digest(), repr(getattr(controller, "config", None))]
+    code = [file_digest(Path(file)) for file in own] + [repr(getattr(controller, "config", None))]
     fixed = lab.fingerprint(config.get("context", "default"))
-    key = digest(fixed, name, config, seed, code, *_VERSIONS, str(lab.device), [f.name for f in fields(Episode)])
+    machine = asdict(this_machine(lab.device))
+    key = digest(fixed, name, config, seed, code, machine, [f.name for f in fields(Episode)])
     foreign = [k for k in env.episodes.process.knowledge if not k.loss.__module__.startswith("kd_gym.")]
     file = cache_dir() / "scores" / f"{key}.json"
     if file.exists() and not foreign:
@@ -156,13 +156,6 @@ def play_fixed(env: DistillationEnv, controller: Controller, name: str, kwargs: 
     if lab.teacher.folder is not None and not foreign:  # the tiny backend leaves no files
         write_json(file, asdict(episode))
     return episode
-
-
-@functools.cache
-def backend_digest() -> str:
-    """A hash of the code that trains students."""
-    files = sorted(Path(inspect.getfile(DistillationProcess)).parent.glob("*.py"))
-    return digest([file_digest(file) for file in files])
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Statistics of scores; the seed is the unit.
 
-Means have Student's t intervals, which cover what they promise from two seeds on. Interquartile means, probabilities of
+Means have Student's t intervals, which are exact for normal seeds. Interquartile means, probabilities of
 improvement and performance profiles are those of Agarwal et al. (2021, "Deep reinforcement learning at the edge of the
 statistical precipice"); their intervals are bootstrapped, and a bootstrap of few seeds covers less than it says, so
 there is none below `BOOTSTRAP_SEEDS`.
@@ -40,8 +40,8 @@ class Paired(Interval):
 
     @property
     def sure(self) -> bool:
-        """Whether the interval excludes zero."""
-        return abs(self.mean) > self.half
+        """Whether the interval excludes zero; one of no width (equal differences by rounded scores) says nothing."""
+        return abs(self.mean) > self.half > 0
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def paired(first: Values, second: Values) -> Paired:
 
 
 def normalised(score: float, uniform: float, teacher: float) -> float:
-    """0 for the uniform control's score, 1 for the teacher's; not a number where the two are level."""
-    return (score - uniform) / (teacher - uniform) if teacher != uniform else float("nan")
+    """0 for the uniform control's score, 1 for the teacher's; not a number where the teacher is no better."""
+    return (score - uniform) / (teacher - uniform) if teacher > uniform else float("nan")
 
 
 def _iqm(values: NDArray[np.float64]) -> float:
@@ -111,7 +111,7 @@ def probability_of_improvement(first: Sequence[Values], second: Sequence[Values]
 
     def won(*drawn: NDArray[np.float64]) -> float:
         pairs = zip(drawn[: len(first)], drawn[len(first) :], strict=True)
-        return float(np.mean([stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in pairs]))
+        return float(np.mean([(np.sign(a[:, None] - b[None]) + 1).mean() / 2 for a, b in pairs]))
 
     return _bootstrap([*first, *second], won)
 

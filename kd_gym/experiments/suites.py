@@ -33,13 +33,16 @@ class Training:
         episodes: of all students together.
         num_envs: students at the same time.
         context: which contexts they learn in.
-        seed: of the agent and its episodes.
+        seed: of the first agent and its episodes.
+        agents: how many are trained of each kind, with seeds of their own; evaluation seeds take them in turn. One
+            says nothing about another training of the same kind.
     """
 
     episodes: int = 40
     num_envs: int = 4
     context: str = "train"
     seed: int = 0
+    agents: int = 1
 
 
 @dataclass(frozen=True)
@@ -193,10 +196,22 @@ def check_suite(suite: Suite, where: str) -> None:
             raise KDGymError(f"{where}, stages.{name} is empty: it needs ids, controllers, contexts and budgets")
         if (stage.seeds or suite.seeds) < 1:
             raise KDGymError(f"{where}: at least one seed is needed")
+    context_set(suite.training.context)
+    counts = {"threads": suite.threads, **{n: getattr(suite.training, n) for n in ("episodes", "num_envs", "agents")}}
+    for name, count in counts.items():
+        if count < 1:
+            raise KDGymError(f"{where}: {name} must be at least 1, not {count}")
     controllers = {c for stage in suite.stages.values() for c in stage.controllers}
-    for wanted in (suite.baseline, *(n for claim in suite.claims for n in (claim.method, *claim.others))):
-        if wanted not in controllers:
-            raise nearest(f"controller in the baseline or the claims of {where}:", wanted, controllers)
+    if suite.baseline not in controllers:
+        raise nearest(f"controller as the baseline of {where}:", suite.baseline, controllers)
+    for claim in suite.claims:
+        ids = [s for s in suite.stages.values() if any(env.partition("-")[0] == claim.family for env in s.ids)]
+        if not ids:
+            families = {env.partition("-")[0] for stage in suite.stages.values() for env in stage.ids}
+            raise nearest(f"family in the claims of {where}:", claim.family, families)
+        for wanted in (claim.method, *claim.others):
+            if not any(wanted in stage.controllers for stage in ids):
+                raise nearest(f"controller in the claims of {where}:", wanted, {c for s in ids for c in s.controllers})
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_gym.experiments.benchmark import Results
+from kd_gym.experiments.benchmark import Results, run_name
 from kd_gym.experiments.records import Record
 from kd_gym.experiments.stats import (
     Interval,
@@ -22,6 +22,7 @@ from kd_gym.experiments.stats import (
 from kd_gym.experiments.suites import Claim, Trial, trials_of
 from kd_gym.files import write_json, write_text
 
+FEW = 5  # trainings, below which a claim about a kind of agent is one about these policies
 LEVELS = tuple(round(-1 + 0.25 * i, 2) for i in range(9))  # of normalised scores
 
 
@@ -33,6 +34,7 @@ class Row:
     wanted: int
     records: dict[int, Record]
     baseline: dict[int, Record]
+    uniform: dict[int, Record]
     failure: str
 
     @property
@@ -54,11 +56,24 @@ class Row:
         return difference(self.records, self.baseline, name) if self.records is not self.baseline else None
 
     def normalised(self) -> list[float]:
-        """Each seed's score between the uniform control's mean (0) and the teacher's score (1)."""
-        if not (self.baseline and self.first.teacher):
-            return []
-        base = float(np.mean([value_of(record, self.metric) for record in self.baseline.values()]))
-        return [normalised(value, base, self.first.teacher[self.metric]) for value in self.values(self.metric)]
+        """Each seed's score between the uniform control's mean (0) and the teacher's score (1); none where the uniform
+        control was not run, or the teacher is no better.
+        """
+        teacher = self.first.teacher.get(self.metric, 0.0)
+        base = float(np.mean([value_of(r, self.metric) for r in self.uniform.values()])) if self.uniform else teacher
+        return [normalised(v, base, teacher) for v in self.values(self.metric)] if teacher > base else []
+
+    @property
+    def policies(self) -> int:
+        """How many trained policies its records are of; none, if it does not learn."""
+        return len({record.policy for record in self.records.values()}) if self.first.trained else 0
+
+    @property
+    def name(self) -> str:
+        """The controller, and of how many trainings its numbers are."""
+        if not (self.records and self.policies):
+            return self.controller
+        return f"{self.controller} ({self.policies} training{'s' * (self.policies > 1)})"
 
 
 @dataclass(frozen=True)
@@ -90,8 +105,12 @@ def value_of(record: Record, name: str) -> float:
 
 
 def difference(first: dict[int, Record], second: dict[int, Record], name: str) -> Paired | None:
-    """Over the seeds that both have; None where there are none."""
-    seeds = sorted(first.keys() & second.keys())
+    """Over the seeds that both have on the same data with the same teachers; None where there are none."""
+
+    def told(record: Record) -> tuple[Any, ...]:
+        return record.source, record.data_fingerprint, record.teachers
+
+    seeds = sorted(seed for seed in first.keys() & second.keys() if told(first[seed]) == told(second[seed]))
     if not seeds:
         return None
     return paired([value_of(first[s], name) for s in seeds], [value_of(second[s], name) for s in seeds])
@@ -116,12 +135,12 @@ def _rows(results: Results, by_controller: dict[str, list[Trial]]) -> list[Row]:
         name: {t.seed: results.records[t] for t in dict.fromkeys(trials) if t in results.records}
         for name, trials in by_controller.items()
     }
-    base = found.get(results.suite.baseline, {})
+    base, uniform = found.get(results.suite.baseline, {}), found.get("uniform", {})
     rows = []
     for name, trials in by_controller.items():
-        keys = {key for t in trials for key in (t.key, f"runs/{t.env}/{name}", t.env)}
+        keys = {key for t in trials for key in (t.key, run_name(results.suite, t), t.env)}
         failure = next((why for key, why in results.failures.items() if key in keys), "")
-        rows.append(Row(name, len(set(trials)), found[name], base, failure))
+        rows.append(Row(name, len(set(trials)), found[name], base, uniform, failure))
     return rows
 
 
@@ -148,13 +167,18 @@ def heads(table: Table) -> list[str]:
 def cells(row: Row) -> list[str]:
     """A row as texts; what was not run says so."""
     if not row.records:
-        return [row.controller, "0", f"failed: {row.failure}" if row.failure else "not run", *[""] * 7]
+        return [
+            row.controller,
+            "0",
+            f"failed: {row.failure}".replace("|", "/") if row.failure else "not run",
+            *[""] * 7,
+        ]
     seeds = str(len(row.records)) if len(row.records) == row.wanted else f"{len(row.records)} of {row.wanted}"
     scaled = row.normalised()
     reward = "" if row.first.reads_reward else interval(row.values("reward")).text()
     spent = np.mean([a + b for a, b in zip(row.values("flops"), row.values("controller_flops"), strict=True)])
     return [
-        row.controller,
+        row.name,
         seeds,
         interval(row.values(row.metric)).text(),
         interval(scaled).text(2) if scaled else "",
@@ -210,7 +234,8 @@ def latex(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> s
 
 
 def _escaped(text: str) -> str:
-    for sign in "&%_#":
+    text = text.replace("\\", r"\textbackslash ")
+    for sign in "&%_#${}":
         text = text.replace(sign, "\\" + sign)
     return text.replace("±", r"$\pm$")
 
@@ -257,8 +282,10 @@ def claim_rows(claim: Claim, tables: Sequence[Table]) -> Iterator[list[str]]:
                 continue
             loss = difference(mine.records, other.records, "cross_entropy")
             word = ("supported" if score.mean > 0 else "not supported") if score.sure else "undecided"
+            if 0 < mine.policies < FEW and score.sure:
+                word += f" for {mine.policies} training{'s' * (mine.policies > 1)}"
             seeds = len(mine.records.keys() & other.records.keys())
-            yield [table.title, name, f"{score.text()} {mine.metric}, {seeds} seeds", _apart(loss), word]
+            yield [table.title, name, f"{_apart(score)} ({mine.metric}, {seeds} seeds)", _apart(loss), word]
 
 
 def page(results: Results) -> str:
@@ -274,7 +301,8 @@ def page(results: Results) -> str:
         "seed being the unit, on `report`. `normalised`: 0 is the mean of the uniform control, 1 the teacher. "
         f"`against {suite.baseline}`: the difference over equal seeds with its interval, and r, how far the two "
         "correlate over seeds. GFLOP and seconds: one episode's, with what the controller spends. Reward is of the "
-        "env's kind, and blank where the controller learns from its labels.",
+        "env's kind, and blank where the controller learns from its labels. Intervals of an agent that was trained are "
+        "over evaluation seeds, not over trainings. With many comparisons some exclude zero by chance: 1 in 20.",
         "",
     ]
     for table in tables:
@@ -292,7 +320,7 @@ def page(results: Results) -> str:
             "",
         ]
     for claim in suite.claims:
-        head = ["where", "against", f"{claim.method} less that", "its cross-entropy, r", "here"]
+        head = ["where", "against", f"{claim.method} less that, r", "its cross-entropy, r", "here"]
         lines += [f"## Claim: {claim.text}", "", markdown(head, list(claim_rows(claim, tables))), ""]
     if results.failures or results.damaged:
         lines += ["## Failures", "", *(f"- {name}: {why}" for name, why in results.failures.items())]

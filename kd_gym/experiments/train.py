@@ -197,4 +197,5 @@ def final_table(config: RunConfig, folder: Path, progress: Progress | None = Non
         names += [f"single:{name}" for name in own.family.labels]
     fixed = [(name, *load_controller(name, base)) for name in names]
     context = spec.config.get("context", "default")
-    return compare([(config.agent, own, fitted), *fixed], context, config.eval_seeds, progress, folder / "records")
+    loaded, runs = [(config.agent, own, fitted), *fixed], {config.agent: folder}
+    return compare(loaded, context, config.eval_seeds, progress, folder / "records", runs)

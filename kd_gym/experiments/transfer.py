@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.progress import Progress
@@ -18,17 +19,20 @@ from kd_gym.plugins import nearest
 
 @dataclass(frozen=True)
 class Cell:
-    """A policy on a target: its score, and the paired difference to the uniform control, with halves of intervals."""
+    """A policy on a target: its score, and the paired difference to the uniform control with half of its interval and
+    the correlation of the two over seeds.
+    """
 
     metric: str
     score: float
     gain: float
     half: float
+    correlation: float
 
     @property
     def text(self) -> str:
         """The difference, with a star where it is beyond chance."""
-        return f"{self.gain:+.3f} ± {self.half:.3f}" + ("*" if abs(self.gain) > self.half else "")
+        return f"{self.gain:+.3f} ± {self.half:.3f}" + ("*" if abs(self.gain) > self.half > 0 else "")
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,15 @@ class Transfer:
 
 
 def target_spec(text: str, base: EnvSpec) -> EnvSpec:
-    """The env of `ENV` or `ENV:KEY=VALUE,KEY=VALUE`, with the arguments of the env.
+    """The env of `ENV` or `ENV:KEY=VALUE,KEY=VALUE`; what is not named is as in `base`.
 
     Raises:
         KDGymError: an unknown env or argument (the nearest valid one is named).
     """
     env, _, settings = text.partition(":")
-    spec = EnvSpec(env, base.data, base.device, base.backend)
-    arguments, config = env_arguments(spec.id), {}
+    spec = EnvSpec(env, base.data, base.device, base.backend, dict(base.config))
+    arguments = env_arguments(spec.id)
+    config: dict[str, Any] = {}
     for part in filter(None, settings.split(",")):
         key, _, value = part.partition("=")
         if key not in arguments:
@@ -67,7 +72,9 @@ def default_targets(spec: EnvSpec) -> list[str]:
 def transfer(
     runs: Sequence[str], base: EnvSpec, targets: Sequence[str], seeds: int = 5, progress: Progress | None = None
 ) -> Transfer:
-    """Score trained policies beside the uniform control on every target; each run keeps the matrix in `transfer.json`.
+    """Score trained policies beside the uniform control on every target.
+
+    Each run keeps the matrix in `transfer.json` and the records in `transfer/`.
 
     Args:
         runs: run directories.
@@ -82,23 +89,18 @@ def transfer(
     cells: dict[str, list[Cell | None]] = {run: [] for run in runs}
     misfits = []
     for target, spec in zip(named, specs, strict=True):
-        fitting = []
         for run in runs:
             try:
                 load_run(Path(run), spec)
-                fitting.append(run)
             except KDGymError as error:
                 misfits.append(f"{target}: {error}")
-        found = evaluate(["uniform", *fitting], spec, seeds, progress) if fitting else None
-        rows = {row.name: row for row in found.rows} if found else {}
-        for run in runs:
-            cell = None
-            if found and run in rows:
-                metric = found.metrics[0]
-                mine, base_scores = rows[run].scores(metric), rows["uniform"].scores(metric)
-                apart = paired(mine, base_scores)
-                cell = Cell(metric, interval(mine).mean, apart.mean, apart.half)
-            cells[run].append(cell)
+                cells[run].append(None)
+                continue
+            found = evaluate(["uniform", run], spec, seeds, progress, Path(run) / "transfer")
+            metric, rows = found.metrics[0], {row.name: row for row in found.rows}
+            mine, uniform = rows[run].scores(metric), rows["uniform"].scores(metric)
+            apart = paired(mine, uniform)
+            cells[run].append(Cell(metric, interval(mine).mean, apart.mean, apart.half, apart.correlation))
     made = Transfer(named, cells, misfits)
     for run in runs:
         told = [asdict(cell) if cell else None for cell in cells[run]]

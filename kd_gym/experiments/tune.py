@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -60,7 +60,7 @@ def propose(trial: Any, config: type) -> Settings:
             found[f.name] = trial.suggest_float(f.name, 0.0, 0.1)
         elif 0.5 <= default < 1:
             away = 1 - default
-            found[f.name] = 1 - trial.suggest_float(f"1-{f.name}", away / 5, min(5 * away, 0.5), log=True)
+            found[f.name] = round(1 - trial.suggest_float(f"1-{f.name}", away / 5, min(5 * away, 0.5), log=True), 9)
         else:
             found[f.name] = trial.suggest_float(f.name, default / 5, 5 * default, log=True)
     return found
@@ -142,8 +142,19 @@ def tune(
             load_if_exists=True,
         )
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), constant_liar=True)
-        finished = optuna.trial.TrialState.COMPLETE
-        if not study.trials:
+        states = optuna.trial.TrialState
+        finished = states.COMPLETE
+        asked = {
+            "steps": total, "num_envs": num_envs, "seed": seed, "data": data, "backend": backend, "env": spec.config
+        }  # fmt: skip
+        if study.user_attrs.get("asked", asked) != asked:
+            raise KDGymError(f"{out} holds a search with {study.user_attrs['asked']}, not {asked}; give another --out")
+        study.set_user_attr("asked", asked)
+        for trial in study.get_trials(states=(states.RUNNING,)):  # of a run that was killed
+            study.tell(trial.number, state=states.FAIL)
+        scored = [trial.user_attrs["settings"] for trial in study.get_trials(states=(finished,))]
+        defaults = asdict(settings())
+        if defaults not in scored and not study.get_trials(states=(states.WAITING,)):
             study.enqueue_trial(_defaults(settings))
         failures: list[str] = []
 
@@ -185,7 +196,7 @@ def tune(
                 raise
         kept = study.get_trials(states=(finished,))
         tried = [(float(trial.value or 0), trial.user_attrs["settings"]) for trial in kept]
-        default = next((score for trial, (score, _) in zip(kept, tried, strict=True) if trial.number == 0), None)
+        default = next((score for score, told in tried if told == defaults), None)
         found = Tuned(out, metric, sorted(tried, key=lambda one: -one[0]), default, failures)
         write_json(
             out / "result.json",

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from kd_gym.agents.protocol import Controller, agent_class
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.evaluate import load_controller
+from kd_gym.experiments.machine import Machine, this_machine
 from kd_gym.experiments.prepare import prepare
-from kd_gym.experiments.records import Machine, Record, teacher_hashes, this_machine
+from kd_gym.experiments.records import Record, record_of, teacher_hashes
 from kd_gym.experiments.score import Episode, play
 
 # Elsewhere, or with other versions: rounding differs, and a training carries it on. Between one and two threads we
@@ -78,8 +78,8 @@ def _shaped(space: Any, action: Any) -> Any:
 def validate(file: Path, data: str = "auto", device: str = "auto") -> Verdict:
     """Play a record's episode again.
 
-    What decides by observations alone is replaced by its recorded actions; what also acts between decisions plays
-    itself, and its actions are compared too.
+    A controller plays itself, and its actions are compared too; a trained policy, which the record does not hold, is
+    replaced by its recorded actions, so that all but who chose them is repeated.
 
     Args:
         file: a record.
@@ -89,46 +89,58 @@ def validate(file: Path, data: str = "auto", device: str = "auto") -> Verdict:
     try:
         record = Record.read(file)
         spec = record.spec(data, device)
-        cls = None if record.trained else agent_class(record.controller)[0]
         lab = spec.lab()
         if lab.data.fingerprint != record.data_fingerprint:
             raise KDGymError(f"the data here is {lab.data.fingerprint}, that of the record {record.data_fingerprint}")
         prepare(spec)
-        here = teacher_hashes(lab, spec)
+        hashes = teacher_hashes(lab, spec)
         for name, weights in record.teachers.items():
-            if here.get(name) != weights:
-                raise KDGymError(f"teacher {name} is {here.get(name)} here, that of the record {weights}")
+            if hashes.get(name) != weights:
+                raise KDGymError(f"teacher {name} is {hashes.get(name)} here, that of the record {weights}")
+        env = spec.make()
+        controller: Any
+        if record.trained:
+            controller = Replay(env.action_space, record.episode.actions)
+        else:
+            controller, _ = load_controller(record.controller, spec)
     except KDGymError as error:
         return Verdict(file, "not comparable", why=str(error))
+    except (KeyError, TypeError, ValueError) as error:  # values that no record has
+        return Verdict(file, "not comparable", why=f"{file.name} is damaged: {type(error).__name__}: {error}")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(record.machine.threads)
-        return _played(file, record, spec, cls, this_machine(lab.device))
-    except (KDGymError, ValueError) as error:  # an action that the space does not have, or one too few
-        return Verdict(file, "differs", why=str(error))
+        here = this_machine(lab.device)
+        found = record_of(spec, controller, record.controller, play(env, controller, record.episode.seed))
+        return _verdict(file, record, found, here)
+    except (KDGymError, KeyError, TypeError, ValueError, RuntimeError) as error:  # actions that the space does not have
+        return Verdict(file, "differs", why=f"{type(error).__name__}: {error}")
     finally:
         torch.set_num_threads(threads)
 
 
-def _played(file: Path, record: Record, spec: Any, cls: type[Any] | None, here: Machine) -> Verdict:
-    env = spec.make()
-    if cls is not None and getattr(cls, "begin", Controller.begin) is not Controller.begin:
-        controller, _ = load_controller(record.controller, spec)
-    else:
-        controller = Replay(env.action_space, record.episode.actions)  # type: ignore[assignment]
-    found = play(env, controller, record.episode.seed)
+def _verdict(file: Path, record: Record, found: Record, here: Machine) -> Verdict:
     differing = [name for name in vars(here) if vars(here)[name] != vars(record.machine)[name] and name != "python"]
     exact = not differing
-    differences = tuple(_differences(record.episode, found, exact))
+    differences = list(_differences(record.episode, found.episode, exact))
+    for name in () if record.trained else ("fixed", "reads_reward"):
+        if getattr(record, name) != getattr(found, name):
+            differences.append(Difference(name, getattr(record, name), getattr(found, name)))
+    for name in sorted(record.teacher.keys() | found.teacher.keys()):
+        a, b = record.teacher.get(name), found.teacher.get(name)
+        if not _near(a, b, "score", exact):
+            differences.append(Difference(f"the teacher's report {name}", a, b))
     why = "" if exact else f"other {', '.join(differing)}: within the tolerance"
-    return Verdict(file, "differs" if differences else "repeated", exact, why, differences)
+    return Verdict(file, "differs" if differences else "repeated", exact, why, tuple(differences))
 
 
 def _differences(expected: Episode, found: Episode, exact: bool) -> Iterator[Difference]:
     if len(expected.actions) != len(found.actions) or (exact and expected.actions != found.actions):
         yield Difference("actions", expected.actions, found.actions)
+    differs = False
     for i, (a, b) in enumerate(_pairs(expected, found)):
         if not _near(a, b, "cross-entropy", exact):
+            differs = True
             yield Difference(f"reward-split cross-entropy after decision {i + 1}", a, b)
             break  # all that follow differ too
     if exact and expected.parameters != found.parameters:
@@ -139,7 +151,12 @@ def _differences(expected: Episode, found: Episode, exact: bool) -> Iterator[Dif
             yield Difference(f"report {name}", a, b)
     if not _near(expected.cross_entropy, found.cross_entropy, "cross-entropy", exact):
         yield Difference("report cross-entropy", expected.cross_entropy, found.cross_entropy)
-    for name in ("context", "failure"):
+    for name in ("reward", "reward_cross_entropy"):
+        if not _near(getattr(expected, name), getattr(found, name), "cross-entropy", exact):
+            yield Difference(name, getattr(expected, name), getattr(found, name))
+    if exact and expected.trace != found.trace and not differs:
+        yield Difference("trace", expected.trace, found.trace)
+    for name in ("context", "failure", "flops", "evaluation_flops"):
         if getattr(expected, name) != getattr(found, name):
             yield Difference(name, getattr(expected, name), getattr(found, name))
 
