@@ -99,6 +99,10 @@ def test_suites_are_found_where_kd_gym_is_installed():
         ({"stages": {"a": {**SMALL["stages"]["plain"], "budgets": [0]}}}, "no number of updates"),
         ({"stages": {}}, "mapping"),
         ({"seeds": "five"}, "seeds should be int"),
+        (
+            {"stages": {"a": {"ids": ["KnowledgeSelect-SST2"], "controllers": ["uniform", "lgtm"]}}},
+            "add uniform+reward",
+        ),
         ({"seeds": 0}, "at least one seed"),
         ({"sed": 3}, "did you mean 'seeds'"),
         ({"baseline": "unifrm"}, "did you mean 'uniform'"),

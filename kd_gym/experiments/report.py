@@ -26,7 +26,7 @@ Groups = dict[str, dict[int, Record]]  # by controller and seed
 
 
 def report(place: Path, out: Path | None = None) -> Path:
-    """Write the report of a run or of a folder of benchmark results; returns the page.
+    """Write the report of a run or of a folder of benchmark results (and its tables anew); returns the page.
 
     Args:
         place: a run directory, or a folder of results.
@@ -39,7 +39,9 @@ def report(place: Path, out: Path | None = None) -> Path:
     if is_run(str(place)):
         return _of_run(place, out)
     if (place / "suite.yaml").is_file():
-        return _of_benchmark(read_results(place, load_suite(str(place / "suite.yaml"))), out)
+        results = read_results(place, load_suite(str(place / "suite.yaml")))
+        summary.write_tables(results)  # of the same records as the page
+        return _of_benchmark(results, out)
     raise KDGymError(f"{place} is neither a run (config.yaml) nor a benchmark (suite.yaml)")
 
 

@@ -17,7 +17,7 @@ from kd_gym.agents.protocol import agent_class
 from kd_gym.envs.contexts import context_set
 from kd_gym.envs.recipes import Backend
 from kd_gym.errors import KDGymError
-from kd_gym.experiments.evaluate import check_controller
+from kd_gym.experiments.evaluate import WITH_REWARD, check_controller
 from kd_gym.experiments.setup import EVALUATION_SEEDS, EnvSpec
 from kd_gym.files import digest
 from kd_gym.plugins import nearest
@@ -196,6 +196,7 @@ def check_suite(suite: Suite, where: str) -> None:
             raise KDGymError(f"{where}, stages.{name} is empty: it needs ids, controllers, contexts and budgets")
         if (stage.seeds or suite.seeds) < 1:
             raise KDGymError(f"{where}: at least one seed is needed")
+    _check_readers(suite, where)
     context_set(suite.training.context)
     counts = {"threads": suite.threads, **{n: getattr(suite.training, n) for n in ("episodes", "num_envs", "agents")}}
     for name, count in counts.items():
@@ -212,6 +213,19 @@ def check_suite(suite: Suite, where: str) -> None:
         for wanted in (claim.method, *claim.others):
             if not any(wanted in stage.controllers for stage in ids):
                 raise nearest(f"controller in the claims of {where}:", wanted, {c for s in ids for c in s.controllers})
+
+
+def _check_readers(suite: Suite, where: str) -> None:
+    """Raise unless `uniform+reward` stands in every table with a controller that learns from the labels of `reward`."""
+    tables: dict[tuple[str, str, int | str], set[str]] = {}
+    for name in suite.stages:
+        for trial in trials_of(suite, name):
+            tables.setdefault((trial.env, trial.context, trial.budget), set()).add(trial.controller)
+    for place, names in tables.items():
+        readers = sorted(name for name in names if getattr(agent_class(name)[0], "reads_reward", False))
+        if readers and WITH_REWARD not in names:
+            told = ", ".join(map(str, place))
+            raise KDGymError(f"{where}: {readers[0]} learns from the labels of `reward`: add {WITH_REWARD} to {told}")
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
