@@ -113,6 +113,7 @@ def test_names_beside_points_never_lie_above_another():
     places = sorted(text.xyann[1] for text in axes.texts)
     assert len(places) == 18
     assert min(np.diff(places)) > 0.04
+    assert places[0] >= 0
     assert places[-1] <= 1.0001
 
 

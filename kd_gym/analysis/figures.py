@@ -159,7 +159,7 @@ def effect_of_weights(effects: Mapping[str, tuple[Sequence[float], Sequence[floa
     edges = np.linspace(0, 1, 6)
     for axes, (name, (weights, drops)) in zip(grid.flat, effects.items(), strict=False):
         x, y = np.asarray(weights), np.asarray(drops)
-        axes.scatter(x, y, s=6, alpha=0.25, color=COLOURS[0], linewidths=0)
+        axes.scatter(x, y, s=6, alpha=0.25, color=COLOURS[0], linewidths=0, rasterized=True)
         place = np.clip(np.digitize(x, edges) - 1, 0, 4)
         filled = [i for i in range(5) if (place == i).sum() > 2]
         means = [y[place == i].mean() for i in filled]
@@ -218,7 +218,7 @@ class Point(NamedTuple):
 
 def score_against_cost(points: Sequence[Point], metric: str) -> Figure:
     """Scores over FLOPs; the Pareto front is what nothing cheaper beats."""
-    figure = _figure(7.2, 4.4)
+    figure = _figure(7.2, max(4.4, 0.19 * len(points)))
     axes = figure.add_subplot()
     best, front = -np.inf, []
     for point in sorted(points, key=lambda p: (p.cost, -p.score)):
@@ -252,7 +252,7 @@ def _names_beside(axes: Axes, points: Sequence[Point]) -> None:
     """The names of all points in a column at the right, each with a line to its point, none above another."""
     low, high = axes.get_ylim()
     order = sorted(points, key=lambda p: p.score)
-    gap = max(0.045, 0.9 / max(20, len(order)))
+    gap = min(0.045, 0.97 / len(order))
     places = [(p.score - low) / (high - low) for p in order]
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + gap)
@@ -293,7 +293,7 @@ def differences(rows: Sequence[Difference], what: str, lower_is_better: bool = F
 
 def profiles(levels: Sequence[float], found: Mapping[str, Sequence[float]]) -> Figure:
     """The part of all runs above each level of the normalised score, a line for each controller."""
-    figure = _figure(7.2, 4.0)
+    figure = _figure(7.2, max(4.0, 0.2 * len(found)))
     axes = figure.add_subplot()
     styles = ("-", "--", ":", "-.")
     for i, (name, values) in enumerate(found.items()):
