@@ -66,6 +66,11 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
+def file_words(name: str) -> str:
+    """A controller's name as a part of a file name."""
+    return "".join(c if c.isalnum() or c in "-+.=" else "_" for c in name)[:40]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

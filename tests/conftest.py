@@ -44,6 +44,22 @@ def words(options):
     return "-".join(map(str, options.values()))
 
 
+class Here:
+    """An executor that runs jobs in this process, and remembers them."""
+
+    workers = 1
+
+    def __init__(self):
+        self.jobs = []
+
+    def __call__(self, function, *args):
+        self.jobs.append((function.__name__, args))
+        return function(*args)
+
+    def close(self):
+        pass
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KD_GYM_CACHE", str(tmp_path / "cache"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import Here
 
 from kd_gym.cli import main
 from kd_gym.errors import KDGymError
@@ -29,22 +30,6 @@ SMALL = {
     "seeds": 2,
     "stages": {"plain": {"ids": ["KnowledgeSelect-SST2"], "controllers": ["uniform", "single:hard"]}},
 }
-
-
-class Here:
-    """Runs jobs in this process, and remembers them."""
-
-    workers = 1
-
-    def __init__(self):
-        self.jobs = []
-
-    def __call__(self, function, *args):
-        self.jobs.append((function.__name__, args))
-        return function(*args)
-
-    def close(self):
-        pass
 
 
 @pytest.fixture

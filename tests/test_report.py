@@ -8,6 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import yaml
+from conftest import Here
 
 from kd_gym.analysis import figures
 from kd_gym.analysis.figures import Difference, Point, drawn, score_against_cost
@@ -21,16 +22,6 @@ from kd_gym.experiments.train import train
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
-
-
-class Here:
-    workers = 1
-
-    def __call__(self, function, *args):
-        return function(*args)
-
-    def close(self):
-        pass
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 
 import optuna
 import pytest
+from conftest import Here
 
 from kd_gym.agents.protocol import AGENTS
 from kd_gym.cli import main
@@ -14,16 +15,6 @@ from kd_gym.experiments.tune import _defaults, propose, tune
 
 LEARNERS = [name for name in AGENTS.names() if getattr(AGENTS.get(name), "learns", False)]
 ENV = "KnowledgeSelect-SST2"
-
-
-class Here:
-    workers = 1
-
-    def __call__(self, function, *args):
-        return function(*args)
-
-    def close(self):
-        pass
 
 
 @pytest.mark.parametrize("agent", LEARNERS)

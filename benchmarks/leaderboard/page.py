@@ -44,7 +44,7 @@ def main() -> None:
         rows = []
         for told, own in sorted(entries, key=lambda e: -np.mean([value_of(r, metric) for r in e[1].values()])):
             apart = difference(own, uniform, metric) if own is not uniform else None
-            spent = np.mean([r.episode.flops + r.episode.controller_flops for r in own.values()]) / 1e9
+            spent = np.mean([value_of(r, "spent") for r in own.values()]) / 1e9
             score, loss = (interval([value_of(r, n) for r in own.values()]).text() for n in (metric, "cross_entropy"))
             less = f"{apart.text()}, {apart.correlation:.2f}" if apart else ""
             rows.append([told["name"], str(len(own)), f"{metric} {score}", loss, less, f"{spent:.3g}", told["about"]])

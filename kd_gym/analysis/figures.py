@@ -80,27 +80,21 @@ def _weights(axes: Axes, names: Sequence[str], paths: Sequence[Array]) -> None:
     _plain(axes, xlim=(0, 1), ylim=(0, 1), xlabel="progress of the episode", ylabel="weight")
 
 
-def weights_over_progress(names: Sequence[str], paths: Sequence[Array]) -> Figure:
-    """The mean of each weight over the progress of an episode: lines with a band of one deviation, or a map where the
-    weights are many.
+def weights_by_context(names: Sequence[str], paths: Mapping[str, Sequence[Array]]) -> Figure:
+    """The mean of each weight over the progress of an episode, in one panel for each context: lines with a band of one
+    deviation, or a map where the weights are many.
 
     Args:
         names: the D weights.
-        paths: one [decisions, D] array of weights for each episode.
+        paths: by context, one [decisions, D] array of weights for each episode.
     """
-    return weights_by_context(names, {"": paths})
-
-
-def weights_by_context(names: Sequence[str], paths: Mapping[str, Sequence[Array]]) -> Figure:
-    """`weights_over_progress` in one panel for each context."""
     many, columns = len(names) > len(COLOURS), min(3, len(paths))
     rows = -(-len(paths) // columns)
     figure = _figure(6.4 if columns == 1 else 3.4 * columns, (4.8 if many else 3.2) * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, (context, found) in zip(grid.flat, paths.items(), strict=False):
         _weights(axes, names, found)
-        if context:
-            axes.set_title(f"{context} ({len(found)} episodes)", fontsize=10)
+        axes.set_title(f"{context} ({len(found)} episodes)", fontsize=10)
     for axes in list(grid.flat)[len(paths) :]:
         axes.set_visible(False)
     if not many:

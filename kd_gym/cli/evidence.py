@@ -1,5 +1,6 @@
 """The commands that gather evidence: benchmark, validate, report, tune."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,6 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     import tyro
 
     from kd_gym.experiments.benchmark import benchmark
-    from kd_gym.experiments.executors import ExecutorKind, executor
     from kd_gym.experiments.suites import load_suite
     from kd_gym.experiments.summary import write_tables
 
@@ -34,9 +34,7 @@ def benchmark_command(arguments: Sequence[str]) -> int:
         ("out", option(Path | None, "the folder of results; default: runs/benchmark-SUITE"), None),
         ("resume", option(bool, "go on in a folder that holds results"), False),
         ("stages", option(tuple[str, ...], "some of the suite's stages; default: all"), ()),
-        ("executor", option(ExecutorKind, "where trials run"), "local"),
-        ("workers", option(int | None, "trials at the same time; default: one for each core"), None),
-        ("address", option(str, "of a Ray cluster"), "auto"),
+        *_where("trials"),
         ("data", option(str | None, f"{DATA}; default: the suite's"), None),
     ]
     doc = benchmark_command.__doc__ or ""
@@ -48,11 +46,8 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     if (out / "records").exists() and not parsed.resume:
         raise KDGymError(f"{out} holds results; go on with --resume, or give another --out")
     console = make_console()
-    run = executor(parsed.executor, _positive(parsed.workers), parsed.address)
-    try:
+    with _executor(parsed) as run:
         found = benchmark(suite, out, run, parsed.stages, lambda line: _print(console, line))
-    finally:
-        run.close()
     write_tables(found)
     for name, why in found.failures.items():
         _print(console, f"failed: {name}: {why}")
@@ -112,7 +107,6 @@ def report_command(arguments: Sequence[str]) -> int:
 
 def tune_command(arguments: Sequence[str]) -> int:
     """Train an agent with many settings and say which is best on `select`. The first trial is its defaults."""
-    from kd_gym.experiments.executors import ExecutorKind, executor
     from kd_gym.experiments.tune import tune
 
     (env,) = peek(arguments, "--env")
@@ -125,9 +119,7 @@ def tune_command(arguments: Sequence[str]) -> int:
         ("seed", option(int, "of the search, and of every training"), 0),
         ("out", option(Path | None, "the folder of the search; default: runs/tune-ENV-AGENT"), None),
         ("resume", option(bool, "go on in a folder that holds a search"), False),
-        ("executor", option(ExecutorKind, "where trainings run"), "local"),
-        ("workers", option(int | None, "trainings at the same time; default: one for each core"), None),
-        ("address", option(str, "of a Ray cluster"), "auto"),
+        *_where("trainings"),
         *common(env_settings(env)),
     ]
     parsed = parse(command_options("Tune", fields, tune_command.__doc__ or ""), arguments, "tune")
@@ -135,15 +127,12 @@ def tune_command(arguments: Sequence[str]) -> int:
     if (out / "trials.log").exists() and not parsed.resume:
         raise KDGymError(f"{out} holds a search; go on with --resume, or give another --out")
     console = make_console()
-    run = executor(parsed.executor, _positive(parsed.workers), parsed.address)
-    try:
+    with _executor(parsed) as run:
         found = tune(
             *(parsed.env, parsed.agent, parsed.trials, run, out, parsed.steps, parsed.num_envs, parsed.seed),
             *(parsed.data, parsed.device, parsed.backend, changed(parsed.env_config)),
             say=lambda line: _print(console, line),
         )
-    finally:
-        run.close()
     if not found.tried:
         raise KDGymError(f"no trial came to its end: {found.failures[0]}")
     score, settings = found.tried[0]
@@ -166,7 +155,21 @@ def _word(name: str, value: Any) -> str:
     return f"--{name} {value}"
 
 
-def _positive(workers: int | None) -> int | None:
-    if workers is not None and workers < 1:
-        raise KDGymError(f"--workers must be at least 1, not {workers}")
-    return workers
+def _where(jobs: str) -> list[tuple[str, Any, Any]]:
+    """The options that say where jobs run."""
+    from kd_gym.experiments.executors import ExecutorKind
+
+    return [
+        ("executor", option(ExecutorKind, f"where {jobs} run"), "local"),
+        ("workers", option(int | None, f"{jobs} at the same time; default: one for each core"), None),
+        ("address", option(str, "of a Ray cluster"), "auto"),
+    ]
+
+
+def _executor(parsed: Any) -> contextlib.closing[Any]:
+    """The executor that these options name; its workers are let go at the end of the `with`."""
+    from kd_gym.experiments.executors import executor
+
+    if parsed.workers is not None and parsed.workers < 1:
+        raise KDGymError(f"--workers must be at least 1, not {parsed.workers}")
+    return contextlib.closing(executor(parsed.executor, parsed.workers, parsed.address))

@@ -52,9 +52,14 @@ def record_file(out: Path, trial: Trial) -> Path:
     return out / "records" / f"{trial.key}.json"
 
 
+def agent_number(suite: Suite, trial: Trial) -> int:
+    """Which of the trained agents of a kind plays a trial: evaluation seeds take them in turn."""
+    return (trial.seed - EVALUATION_SEEDS) % suite.training.agents
+
+
 def run_name(suite: Suite, trial: Trial) -> str:
     """Where the agent of a trial that learns is trained, in a folder of results."""
-    place = (trial.seed - EVALUATION_SEEDS) % suite.training.agents
+    place = agent_number(suite, trial)
     agent = trial.controller.replace(":", "_").replace("/", "_")
     return f"runs/{trial.env}/{agent}" + (f"-{place}" if place else "")
 
@@ -77,7 +82,7 @@ def training_job(suite: Suite, trial: Trial, out: Path) -> str:
     if not (folder / "result.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         spec = spec_of(suite, trial.env, context=told.context)
-        steps, seed = told.episodes * spec.family.decisions, told.seed + (trial.seed - EVALUATION_SEEDS) % told.agents
+        steps, seed = told.episodes * spec.family.decisions, told.seed + agent_number(suite, trial)
         train(
             *(trial.env, trial.controller, steps, told.num_envs, seed, suite.data, "auto", suite.backend, folder),
             eval_seeds=1,
@@ -180,7 +185,7 @@ def horizon_of(trial: Trial, done: dict[Trial, Record]) -> int | None:
     for record in (dear, done[own]):
         if record.episode.failure:
             raise KDGymError(f"no budget follows from {record.controller}, which failed: {record.episode.failure}")
-    total, spent = (record.episode.flops + record.episode.controller_flops for record in (dear, done[own]))
+    total, spent = (record.episode.spent for record in (dear, done[own]))
     looks = done[own].episode.evaluation_flops  # as many of them however long the episode
     updates = dear.spec().family.recipe.process.horizon
     return round(updates * (total - looks) / (spent - looks))
@@ -272,8 +277,8 @@ def _waves(
         say(f"[0/{total}] data and teachers of {env} first, where they are not there yet")
     wave({env: (prepare_job, suite, env, tuple(told)) for env, told in contexts.items()})
 
+    records = read_results(out, suite).records
     while True:  # trials of trained agents, and those that cost as much as others, come when these are there
-        records = read_results(out, suite).records
         jobs: dict[str, tuple[Any, ...]] = {}
         for trial in trials:
             training = run_name(suite, trial)
@@ -291,9 +296,9 @@ def _waves(
         if not jobs:
             break
         wave(jobs)
-        there = read_results(out, suite).records
+        records = read_results(out, suite).records
         for trial in trials:
-            if trial.key in jobs and trial not in there and trial.key not in failures:
+            if trial.key in jobs and trial not in records and trial.key not in failures:
                 failures[trial.key] = "it left no whole record"
     for trial in trials:
         if trial not in records and not {trial.key, run_name(suite, trial), trial.env} & failures.keys():

@@ -182,6 +182,7 @@ def compare(
     for name, controller, spec in loaded:
         env = spec.make()
         run = (runs or {}).get(name)
+        told = read_config(run).agent if run else name
         folder = records or (run / "records" if run else None)
         # controllers of one's own may change under their names, so their scores are not kept
         kept = not getattr(controller, "learns", False) and type(controller).__module__.startswith("kd_gym.")
@@ -192,7 +193,6 @@ def compare(
             else:
                 episodes.append(play(env, controller, seed))
             if folder is not None:
-                told = read_config(run).agent if run else name
                 record = record_of(spec, controller, told, episodes[-1], run)
                 record.write(folder / record.file_name)
             if progress and bar is not None:

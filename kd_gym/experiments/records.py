@@ -13,7 +13,7 @@ from kd_gym.experiments.machine import Machine, this_machine
 from kd_gym.experiments.runs import checkpoint_path
 from kd_gym.experiments.score import Episode, teacher_scores
 from kd_gym.experiments.setup import EnvSpec
-from kd_gym.files import digest, file_digest, write_text
+from kd_gym.files import digest, file_digest, file_words, write_text
 
 FORMAT = 1  # raised when the fields of a record change
 
@@ -67,8 +67,8 @@ class Record:
     @property
     def file_name(self) -> str:
         """Readable and unique in a folder of records."""
-        words = "".join(c if c.isalnum() or c in "-+.=" else "_" for c in self.controller)[:40]
-        return f"{self.env}.{words}.{self.kwargs.get('context', 'default')}.{self.episode.seed}.{self.key[:6]}.json"
+        told = [self.env, file_words(self.controller), self.kwargs.get("context", "default"), str(self.episode.seed)]
+        return ".".join([*told, self.key[:6], "json"])
 
     def write(self, file: Path) -> None:
         """Write the record, whole or not at all."""

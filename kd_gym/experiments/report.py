@@ -112,7 +112,7 @@ def _values(records: dict[int, Record], name: str) -> list[float]:
 
 
 def _spent(records: dict[int, Record]) -> float:
-    return float(np.mean([r.episode.flops + r.episode.controller_flops for r in records.values()])) / 1e9
+    return float(np.mean(_values(records, "spent"))) / 1e9
 
 
 def _scores(groups: Groups, metric: str) -> Table:
@@ -366,7 +366,7 @@ def _of_benchmark(results: Results, out: Path) -> Path:
             sections.append(Section(f"{part.title} of {name} on {env}", part.text, parts))
     sections += _effects([r for r in results.records.values() if r.env.startswith("KnowledgeSelect")])
     for claim in suite.claims:
-        head = ("where", "against", f"{claim.method} less that, r", "its cross-entropy, r", "here")
-        sections.append(Section(f"Claim: {claim.text}", "", [Table(head, list(summary.claim_rows(claim, tables)))]))
+        answers = Table(summary.claim_heads(claim), list(summary.claim_rows(claim, tables)))
+        sections.append(Section(f"Claim: {claim.text}", "", [answers]))
     sections += [_provenance(list(results.records.values())), *_missing(missing)]
     return write_page(out, f"Benchmark {results.folder.name}", suite.about, sections)

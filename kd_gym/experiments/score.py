@@ -56,6 +56,11 @@ class Episode:
     parameters: str
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def spent(self) -> int:
+        """FLOPs of everything together."""
+        return self.flops + self.controller_flops
+
 
 def measure(lab: Lab, process: DistillationProcess, split: Split) -> tuple[dict[str, float], Evaluation]:
     """The scores of a process's first student on a held-out split, by metric name."""

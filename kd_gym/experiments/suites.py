@@ -19,7 +19,7 @@ from kd_gym.envs.recipes import Backend
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.evaluate import WITH_REWARD, check_controller
 from kd_gym.experiments.setup import EVALUATION_SEEDS, EnvSpec
-from kd_gym.files import digest
+from kd_gym.files import digest, file_words
 from kd_gym.plugins import nearest
 
 SUITES = Path(__file__).parents[1] / "suites"
@@ -112,7 +112,7 @@ class Trial:
     @property
     def key(self) -> str:
         """Its name in a folder of results."""
-        words = "".join(c if c.isalnum() or c in "-+.=" else "_" for c in self.controller)[:40]
+        words = file_words(self.controller)
         told = [self.env, words, self.context, str(self.budget).replace(" ", "-"), str(self.seed - EVALUATION_SEEDS)]
         return ".".join([*told, digest(vars(self))[:6]])
 

@@ -176,7 +176,6 @@ def cells(row: Row) -> list[str]:
     seeds = str(len(row.records)) if len(row.records) == row.wanted else f"{len(row.records)} of {row.wanted}"
     scaled = row.normalised()
     reward = "" if row.first.reads_reward else interval(row.values("reward")).text()
-    spent = np.mean([a + b for a, b in zip(row.values("flops"), row.values("controller_flops"), strict=True)])
     return [
         row.name,
         seeds,
@@ -184,7 +183,7 @@ def cells(row: Row) -> list[str]:
         interval(scaled).text(2) if scaled else "",
         interval(row.values("cross_entropy")).text(),
         reward,
-        f"{spent / 1e9:.3g}",
+        f"{np.mean(row.values('spent')) / 1e9:.3g}",
         *(_apart(row.against(name)) for name in (row.metric, "cross_entropy")),
         f"{np.mean(row.values('seconds')):.1f}",
     ]
@@ -265,6 +264,11 @@ def overall(tables: Sequence[Table]) -> list[list[str]]:
 OVERALL = ("controller", "ids", "IQM of normalised scores", "P(better)", *(f"> {level:g}" for level in LEVELS))
 
 
+def claim_heads(claim: Claim) -> list[str]:
+    """The columns of `claim_rows`."""
+    return ["where", "against", f"{claim.method} less that, r", "its cross-entropy, r", "here"]
+
+
 def claim_rows(claim: Claim, tables: Sequence[Table]) -> Iterator[list[str]]:
     """A row for each table and other method: supported, not supported or undecided, with effect and interval."""
     for table in tables:
@@ -320,8 +324,7 @@ def page(results: Results) -> str:
             "",
         ]
     for claim in suite.claims:
-        head = ["where", "against", f"{claim.method} less that, r", "its cross-entropy, r", "here"]
-        lines += [f"## Claim: {claim.text}", "", markdown(head, list(claim_rows(claim, tables))), ""]
+        lines += [f"## Claim: {claim.text}", "", markdown(claim_heads(claim), list(claim_rows(claim, tables))), ""]
     if results.failures or results.damaged:
         lines += ["## Failures", "", *(f"- {name}: {why}" for name, why in results.failures.items())]
         lines += [*(f"- {line}" for line in results.damaged), ""]
@@ -353,7 +356,7 @@ def _as_json(table: Table) -> dict[str, Any]:
                 "cross_entropy": told(interval(row.values("cross_entropy"))),
                 "score_against_baseline": told(row.against(row.metric)),
                 "cross_entropy_against_baseline": told(row.against("cross_entropy")),
-                "flops": sum(row.values("flops") + row.values("controller_flops")) / len(row.records),
+                "flops": float(np.mean(row.values("spent"))),
                 "seconds": float(np.mean(row.values("seconds"))),
             }
     return {

@@ -42,7 +42,7 @@ def comparison_table(comparison: Comparison) -> Table:
             *(interval(row.scores(metric)).text() for metric in comparison.metrics),
             f"{_mean(row, 'cross_entropy'):.3f}",
             "" if row.reads_reward else interval([episode.reward for episode in row.episodes]).text(),
-            f"{(_mean(row, 'flops') + _mean(row, 'controller_flops')) / 1e9:.1f}",
+            f"{_mean(row, 'spent') / 1e9:.1f}",
             f"{_mean(row, 'seconds'):.1f}",
         )
     teacher = ", ".join(f"{metric} {value:.3f}" for metric, value in comparison.teacher.items())

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import torch
 
-from kd_gym.agents.protocol import Controller, agent_class
+from kd_gym.agents.protocol import Controller
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.benchmark import locked
 from kd_gym.experiments.executors import Executor
@@ -127,7 +127,7 @@ def tune(
         raise KDGymError(f"{agent} does not learn: there is nothing to tune")
     if trials < 1:
         raise KDGymError(f"--trials must be at least 1, not {trials}")
-    settings: type = getattr(agent_class(agent)[0], "Config", Controller.Config)
+    settings: type = getattr(cls, "Config", Controller.Config)
     out = out.resolve()
     total = steps or 100 * spec.family.decisions
     with locked(out):
