@@ -9,7 +9,6 @@ from conftest import variants, words
 
 from kd_gym import ENV_IDS, KDGymError
 from kd_gym.backend.encoder import encode
-from kd_gym.backend.optim import gradient_norms
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.sampling import Selection, choose, difficulties, quantile_scores
 from kd_gym.backend.state import Context
@@ -55,9 +54,9 @@ def trained_on(monkeypatch):
         passes.append((rows, forward(self, given, slots, offset, drawn)))
         return passes[-1][1]
 
-    def trained(self, total, batch):
+    def trained(self, total, batch, part):
         seen.append(next(one for one in passes if one[1] is batch))
-        return gradients(self, total, batch)
+        return gradients(self, total, batch, part)
 
     monkeypatch.setattr(DistillationProcess, "_forward", noted)
     monkeypatch.setattr(DistillationProcess, "_gradients", trained)
@@ -474,7 +473,7 @@ def test_a_joint_action_is_the_designs_formula_also_with_two_parts_uniform(make_
         for m in range(4)
         for i in range(8)
     )
-    norm = gradient_norms(again._gradients(loss, slow))
+    norm = again._gradients(loss, slow, *again._parts(1))[1]
     assert float(trace.gradient_norm) == pytest.approx(float(norm), rel=1e-4)
 
 

@@ -124,6 +124,20 @@ def add_rows(table: Tensor, ids: Tensor, rows: Tensor) -> None:
         table.flatten(0, 1).index_add_(0, places, rows.flatten(0, 2))
 
 
+def rows_norm(table: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """The norm [N] of each student's table that `add_rows` has made out of zeros, without a look at the rest of it.
+
+    The rows of one word piece sum to its row of the table, so the sum of their products with it is its square.
+    """
+    own = look_up(table, ids)
+    return (rows * own).flatten(1).sum(1).clamp_min(0).sqrt()
+
+
+def clear_rows(table: Tensor, ids: Tensor) -> None:
+    """Make zeros of what `add_rows` has written, in place."""
+    table.flatten(0, 1).index_fill_(0, _places(ids, *table.shape[:2]).flatten(), 0.0)
+
+
 def _norm(x: Tensor, p: Params, name: str, eps: float) -> Tensor:
     """Layer norm of x [N, R, H] with each student's own weight and bias."""
     plain = F.layer_norm(x, x.shape[-1:], eps=eps)
