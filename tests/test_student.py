@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from kd_gym.backend import optim
 from kd_gym.backend.checkpoint import StudentInit, load_bert
 from kd_gym.backend.encoder import Architecture, encode, forward_flops, parameter_shapes
-from kd_gym.backend.optim import UNDECAYED, AdamWState, adamw_step, gradient_norms
+from kd_gym.backend.optim import UNDECAYED, AdamWState, gradient_norms
 from kd_gym.backend.teacher import word_states
 from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_tokenizer
 
@@ -111,7 +112,8 @@ def test_padding_changes_nothing():
     assert torch.allclose(short, padded, atol=1e-12)
 
 
-def test_adamw_is_torchs_at_one_student_and_each_of_many_is_alone():
+@pytest.mark.parametrize("step", [optim._one_by_one, optim._together])
+def test_adamw_is_torchs_at_one_student_and_each_of_many_is_alone(step):
     shapes = {"a.weight": (5, 3), "a.bias": (5,), "word": (7, 3)}
     random = torch.Generator().manual_seed(0)
     start = {k: torch.randn(3, *s, generator=random) for k, s in shapes.items()}
@@ -127,7 +129,8 @@ def test_adamw_is_torchs_at_one_student_and_each_of_many_is_alone():
         theirs.append((params, torch.optim.AdamW(groups, lr=float(rates[n]))))
     for _ in range(12):
         gradients = {k: torch.randn(v.mT.shape, generator=random).mT * 2 for k, v in ours.items()}  # other strides
-        adamw_step(ours, gradients, state, rates, gradient_norms(gradients), clip, decay)
+        norms = gradient_norms(gradients)
+        step(ours, gradients, state, rates, norms, clip, decay, (0.9, 0.999), 1e-8)
         for n, (params, optimiser) in enumerate(theirs):
             for k, p in params.items():
                 p.grad = gradients[k][n].clone()
@@ -137,6 +140,13 @@ def test_adamw_is_torchs_at_one_student_and_each_of_many_is_alone():
         for k, p in params.items():
             assert torch.allclose(ours[k][n], p, atol=1e-6), (n, k)
     assert state.step.tolist() == [12, 12, 12]
+    before = [{k: v.clone() for k, v in group.items()} for group in (ours, state.mean, state.square)]
+    norms[1] = torch.nan
+    gradients["word"][1] = torch.inf
+    step(ours, gradients, state, rates, norms, clip, decay, (0.9, 0.999), 1e-8)
+    assert state.step.tolist() == [13, 12, 13]
+    for group, old in zip((ours, state.mean, state.square), before, strict=True):
+        assert all(torch.equal(group[k][1], old[k][1]) and not torch.equal(group[k][0], old[k][0]) for k in old)
 
 
 def test_flop_count_is_that_of_torchs_counter():

@@ -38,6 +38,10 @@ def gradient_norms(gradients: Params) -> Tensor:
     return total
 
 
+def _decays(name: str) -> bool:
+    return not any(part in name for part in UNDECAYED)
+
+
 @torch.no_grad()
 def adamw_step(
     p: Params,
@@ -50,16 +54,60 @@ def adamw_step(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> None:
-    """One step of all students in place, with torch's own fused kernel on each student's slice.
+    """One step of all students in place.
 
     A student whose gradient is not finite (`norms` [N] says) is left as it is. Matrices decay; biases, norms and
-    embeddings do not, so rows of the vocabulary that never occur stay as they came.
-
-    The kernel takes one learning rate, so it runs once a student; clipping is its `grad_scale`, which leaves the
-    clipped gradients in `gradients`.
+    embeddings do not, so rows of the vocabulary that never occur stay as they came. `gradients` are clipped in place.
     """
-    decayed = [k for k in p if not any(part in k for part in UNDECAYED)]
-    kept = [k for k in p if k not in decayed]
+    step = _together if norms.is_cuda else _one_by_one
+    step(p, gradients, state, learning_rate, norms, clip, decay, betas, eps)
+
+
+def _together(
+    p: Params,
+    gradients: Params,
+    state: AdamWState,
+    learning_rate: Tensor,
+    norms: Tensor,
+    clip: float,
+    decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """All students in each kernel, for a device that would otherwise wait for the next launch."""
+    moves = norms.isfinite()
+    state.step += moves
+    scale, rate = (clip / norms).clamp(max=1), learning_rate.to(norms) * moves
+    short, long = (torch.where(moves, beta, 1.0) for beta in betas)  # who does not move keeps its moments
+    size, spread = (1 - beta ** state.step.clamp(min=1) for beta in betas)
+    for name, value in p.items():
+
+        def each(x: Tensor, dims: int = value.dim()) -> Tensor:
+            return x.view(-1, *[1] * (dims - 1))
+
+        gradient = gradients[name].mul_(each(scale)).masked_fill_(~each(moves), 0.0)
+        mean, square = state.mean[name], state.square[name]
+        mean.lerp_(gradient, each(1 - short).to(mean))
+        square.mul_(each(long)).addcmul_(gradient, each(1 - long) * gradient)
+        if _decays(name):
+            value.mul_(each(1 - rate * decay))
+        deviation = (square / each(spread)).sqrt_().add_(eps)
+        value.sub_(each(rate / size) * mean / deviation)
+
+
+def _one_by_one(
+    p: Params,
+    gradients: Params,
+    state: AdamWState,
+    learning_rate: Tensor,
+    norms: Tensor,
+    clip: float,
+    decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """Torch's own fused kernel on each student's slice, since it takes one learning rate; `grad_scale` clips."""
+    decayed, kept = [k for k in p if _decays(k)], [k for k in p if not _decays(k)]
     for n, (norm, rate) in enumerate(zip(norms.tolist(), learning_rate.tolist(), strict=True)):
         if not math.isfinite(norm):
             continue

@@ -19,7 +19,8 @@ from kd_gym.tasks.data import TaskData
 
 @dataclass(frozen=True)
 class TeacherStore:
-    """Logits [rows, C] and the summary state of every layer [rows, L, H] of one teacher, memory-mapped.
+    """Logits [rows, C] and the summary state of every layer [rows, L, H] of one teacher: memory-mapped, or on a GPU,
+    so that no update waits for a copy from the host.
 
     `key` names all that the numbers depend on: weights, tokenizer, data, split, length and dtype; `seconds` is what
     filling it took.
@@ -42,10 +43,14 @@ class TeacherStore:
 
     def get(self, rows: Tensor, layers: Tensor) -> TeacherBatch:
         """What the teacher says of rows [N, B]: logits [N, B, C] and the states of these layers [N, l, B, H]."""
-        flat = rows.flatten().cpu()
+        flat = rows.flatten().to(self.cls.device)
         logits = self.logits[flat].view(*rows.shape, -1)
-        cls = self.cls[flat.unsqueeze(1), layers].view(*rows.shape, len(layers), -1)
+        cls = self.cls[flat.unsqueeze(1), layers.to(flat.device)].view(*rows.shape, len(layers), -1)
         return TeacherBatch(logits.to(rows.device), cls.to(rows.device).float().transpose(1, 2))
+
+    def to(self, device: torch.device) -> "TeacherStore":
+        """The same numbers on another device."""
+        return TeacherStore(self.logits.to(device), self.cls.to(device), self.key, self.seconds)
 
     def check(self, key: dict[str, str]) -> None:
         """Raise unless the store was made of just this."""
@@ -132,7 +137,7 @@ def teacher_store(teacher: Path, data: TaskData, split: str, device: torch.devic
         write_json(folder / "key.json", {"key": key, "seconds": round(time.perf_counter() - begin, 1)})
 
     folder = build_once(cache_dir() / "stores" / f"{data.task.name}-{digest(key)}", build)
-    return open_store(folder, key)
+    return open_store(folder, key).to(device)
 
 
 def open_store(folder: Path, key: dict[str, str]) -> TeacherStore:
