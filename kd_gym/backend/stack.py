@@ -1,7 +1,8 @@
 """A stack of students in lockstep, and what they and their teachers make of a batch."""
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,13 +13,25 @@ from kd_gym.backend.encoder import Dropout, Encoded, Params, encode, forward_flo
 from kd_gym.backend.knowledge import KNOWLEDGE, Batch, KnowledgeType, TeacherBatch
 from kd_gym.backend.lessons import Lessons
 from kd_gym.backend.live import LiveTeacher
+from kd_gym.backend.memory import free_bytes
 from kd_gym.backend.optim import AdamWState
 from kd_gym.backend.state import Context, State
 from kd_gym.backend.store import Store
 from kd_gym.backend.terms import Control, Cost, Forward, Recipe
+from kd_gym.errors import KDGymError
 from kd_gym.tasks.tokens import Tokens, TokenSplit
 
 MIN_SCALE = 1e-3
+
+
+def _check_memory(shapes: Iterable[tuple[int, ...]], students: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise if not even parameters, moments and gradients fit: a system may else kill the process without a word."""
+    each, free = 4 * dtype.itemsize * sum(math.prod(shape) for shape in shapes), free_bytes(device)
+    if free is not None and students * each > free:
+        raise KDGymError(
+            f"{students} students need {students * each / 2**30:.1f} GB for parameters and optimiser alone, and "
+            f"{free / 2**30:.1f} GB are free: at most {free // each} fit (`kd-gym doctor --fit ID` measures how many)"
+        )
 
 
 class StudentStack:
@@ -60,6 +73,7 @@ class StudentStack:
         self.knowledge: list[KnowledgeType] = [KNOWLEDGE.get(name) for name in recipe.knowledge]
         self.detail = any("tokens" in k.reads for k in self.knowledge)
         arch = init.arch
+        _check_memory(parameter_shapes(arch).values(), students, dtype, self.device)
         self.lessons = Lessons(self.train, teachers, arch.classes, arch.layers, recipe, students, dtype, clean)
         self.params: Params = {
             name: torch.zeros(students, *shape, dtype=dtype, device=self.device).requires_grad_()

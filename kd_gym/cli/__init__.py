@@ -21,6 +21,7 @@ COMMANDS = {
     "report": ("evidence", "one HTML page with figures of a run or a benchmark"),
     "tune": ("evidence", "search an agent's settings, on the select split only"),
     "prepare": ("catalogue", "fetch data, tune and store teachers ahead of time"),
+    "doctor": ("catalogue", "what this machine has, and with --fit ID how many students fit on it"),
     "list": ("catalogue", "envs, agents, tasks, knowledge types or suites"),
     "describe": ("catalogue", "the page of an env, agent, task or knowledge type"),
 }

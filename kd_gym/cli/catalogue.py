@@ -1,4 +1,4 @@
-"""The commands that look things up and make them ready: prepare, list, describe."""
+"""The commands that look things up and make them ready: prepare, doctor, list, describe."""
 
 import dataclasses
 import sys
@@ -39,6 +39,31 @@ def prepare_command(arguments: Sequence[str]) -> int:
         lab = prepare(spec, progress)
         scores = score_teachers(spec, lab)
     console.print(teacher_table(lab, scores))
+    return 0
+
+
+def doctor_command(arguments: Sequence[str]) -> int:
+    """Say what this machine has, and how many students of an id fit on it."""
+    from kd_gym.envs.lab import resolve_device
+    from kd_gym.experiments.doctor import facts_of_machine, fit
+    from kd_gym.experiments.setup import EnvSpec
+
+    (env,) = peek(arguments, "--fit")
+    fields = [
+        ("fit", option(str | None, "an env id: how many of its students fit; nothing else may need memory now"), None),
+        *common(env_settings(env)),
+    ]
+    parsed = parse(command_options("Doctor", fields, doctor_command.__doc__ or ""), arguments, "doctor")
+    console = make_console()
+    for name, value in facts_of_machine(resolve_device(parsed.device)).items():
+        console.print(f"{name:<14}{value}", highlight=False)
+    if parsed.fit is not None:
+        found = fit(EnvSpec(parsed.fit, parsed.data, parsed.device, parsed.backend, changed(parsed.env_config)))
+        console.print(
+            f"{parsed.fit}: {found.largest} students fit ({found.each / 2**20:.0f} MB each, "
+            f"{found.free / 2**30:.1f} GB free)",
+            highlight=False,
+        )
     return 0
 
 
