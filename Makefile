@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick clean
+.PHONY: demo test quick bench-guard clean
 
 # The main job on the embedded data: about a quarter of an hour on two cores, no question asked, no hub.
 demo: $(VENV)/installed
@@ -20,6 +20,10 @@ test: $(VENV)/installed
 # The fast tests alone.
 quick: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# Counts of operators, bytes and the like, within fixed bounds.
+bench-guard: $(VENV)/installed
+	$(BIN)/python benchmarks/speed/guard.py
 
 $(VENV)/installed: pyproject.toml constraints.txt requirements-offline.txt
 	$(PYTHON) -m venv $(VENV)
