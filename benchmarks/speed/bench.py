@@ -153,7 +153,7 @@ def alternate(
     for repeat in range(repeats):
         for name in shuffle.sample(list(contenders), len(contenders)):
             one = contenders[name]
-            count = max(2, round(updates * one.share))
+            count = max(1, round(updates * one.share))
             synchronise(device)
             begin = time.perf_counter()
             inside = one.run(warm + repeat * updates, count)
