@@ -214,8 +214,11 @@ def bars(file: Path | None, times: Mapping[str, Sequence[float]], title: str, wo
               [max(times[n]) - m for n, m in zip(names, middle, strict=True)]],
     )  # fmt: skip
     for name, value in zip(names, middle, strict=True):
-        axes.annotate(f" {value:.3g}", (max(times[name]), name), va="center", fontsize=8)
+        axes.annotate(
+            f" {value:.3g}" if value < 1000 else f" {value:.0f}", (max(times[name]), name), va="center", fontsize=8
+        )
     axes.set_xscale("log")
+    axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.set_xlabel(f"milliseconds for one {work} of one student (median, least and most)")
     axes.set_title(title, fontsize=10)

@@ -76,13 +76,12 @@ def main() -> None:
         before = megabytes(device)
         try:
             many = Contender(advancing(make_process(data, arch, n, device)), n)
-            share = max(0.1, min(1.0, 16 / n))
             many.run(0, 3)
         except KDGymError as problem:
             print(f"{n:4d} {problem}")
             break
         held = megabytes(device) - before
-        contenders = {"one": single, "many": Contender(many.run, n, share)}
+        contenders = {"one": single, "many": many}
         times = alternate(contenders, args.repeats, args.updates, device, warm=2)
         middle = statistics.median(times["many"])
         found[n] = {
