@@ -41,11 +41,12 @@ def megabytes(device: torch.device) -> float:
 
 
 def plot(file: Path, found: dict[int, dict[str, Any]]) -> None:
-    """Aggregate rate and memory over N."""
+    """Aggregate rate, in that of one student in the same repeats, and memory over N."""
     matplotlib.use("Agg")
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    left.plot(list(found), [row["updates_per_second"] for row in found.values()], "o-", color="#0072b2")
-    left.set_ylabel("updates a second, all students together")
+    left.plot(list(found), [row["times_one"] for row in found.values()], "o-", color="#0072b2")
+    left.axhline(1, color="#999999", linestyle=":")
+    left.set_ylabel("times the rate of one student")
     right.plot(list(found), [row["megabytes"] for row in found.values()], "o-", color="#d55e00")
     right.set_ylabel("megabytes")
     right.set_yscale("log")
