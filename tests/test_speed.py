@@ -13,7 +13,7 @@ SHORT = {  # what makes a script short; one that is not named here runs with few
     "apart.py": ["--students", "1"],
     "many.py": ["--students", "1", "2"],
     "store.py": ["--rows", "256"],
-    "envs.py": ["--envs", "2"],
+    "envs.py": ["--envs", "2", "--backend", "tiny"],
 }
 SCRIPTS = sorted(file.name for file in PLACE.glob("*.py") if "\ndef main(" in file.read_text())
 

@@ -157,10 +157,10 @@ class NaiveEnv(gym.Env[np.ndarray, np.ndarray]):
 # ---------------------------------------------------------------------- steps
 
 
-def single(threads: int, device: str) -> DistillationEnv:
+def single(threads: int, spec: EnvSpec) -> DistillationEnv:
     """One student in a worker that has so many threads."""
     torch.set_num_threads(threads)
-    return EnvSpec(ENV, device=device).make()
+    return spec.make()
 
 
 def stepping(env: gym.vector.VectorEnv | VecEnv | NaiveEnv) -> Run:
@@ -184,11 +184,11 @@ def stepping(env: gym.vector.VectorEnv | VecEnv | NaiveEnv) -> Run:
     return run
 
 
-def steppers(n: int, device: str) -> tuple[dict[str, Contender], Callable[[], None]]:
+def steppers(n: int, spec: EnvSpec) -> tuple[dict[str, Contender], Callable[[], None]]:
     """The three that have N students, and how to end their workers."""
     cores = torch.get_num_threads()
-    each = [functools.partial(single, max(1, cores // n), device)] * n
-    ours = EnvSpec(ENV, device=device).make_vec(n)
+    each = [functools.partial(single, max(1, cores // n), spec)] * n
+    ours = spec.make_vec(n)
     subproc = SubprocVecEnv(each, start_method="spawn")  # a fork would inherit torch's threads, or a GPU's context
     async_ = AsyncVectorEnv(each, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
     torch.set_num_threads(cores)  # AsyncVectorEnv makes one env here too, to see its spaces
@@ -263,10 +263,10 @@ def timed(owner: Any, name: str, spent: Counter[str]) -> None:
     setattr(owner, name, timing)
 
 
-def shares(agent: str, students: int, device: str) -> dict[str, float]:
+def shares(agent: str, students: int, like: EnvSpec) -> dict[str, float]:
     """Where the time of a round of episodes goes while this agent learns, as parts of all; and its seconds."""
     env, settings = AGENTS[agent]
-    cls, _, spec = agent_for(agent, EnvSpec(env, device=device))
+    cls, _, spec = agent_for(agent, replace(like, env=env))
     controller = cls(spec.make(), config=cls.Config(**settings))
     vector = spec.make_vec(students)
     process = vector.episodes.process
@@ -297,18 +297,21 @@ def shares(agent: str, students: int, device: str) -> dict[str, float]:
 def main() -> None:
     options = parser(__doc__, 3, 5)
     options.add_argument("--envs", type=int, nargs="+", default=[1, 4])
+    options.add_argument("--backend", choices=("full", "tiny"), default="full", help="tiny: a trial, without naive")
     args = options.parse_args()
-    device = device_of(args)
-    lab = EnvSpec(ENV, device=args.device).lab()
+    device, spec = device_of(args), EnvSpec(ENV, device=args.device, backend=args.backend)
+    lab = spec.lab()
     lab.teacher.store.cls.view(torch.int16).sum()  # read the file once: else whoever is first waits for the disk
     cores = torch.get_num_threads()
     threads = {n: max(1, cores // n) for n in args.envs}
     told: dict[str, Any] = {**about(device, lab.data), "env": ENV, "threads_of_a_worker": threads}
     print(f"{lab.data.source}, {told['device']}, {cores} threads; threads of each of N workers: {threads}")
 
-    contenders, ends = {"naive": Contender(stepping(NaiveEnv(lab)), share=0.2)}, []
+    contenders, ends = {}, []
+    if lab.teacher.folder is not None:
+        contenders["naive"] = Contender(stepping(NaiveEnv(lab)), share=0.2)
     for n in args.envs:
-        made, close = steppers(n, args.device)
+        made, close = steppers(n, spec)
         contenders |= made
         ends.append(close)
 
@@ -342,7 +345,7 @@ def main() -> None:
 
     told["agents"] = {}
     for agent in AGENTS:
-        told["agents"][agent] = found = shares(agent, max(args.envs), args.device)
+        told["agents"][agent] = found = shares(agent, max(args.envs), spec)
         parts = ", ".join(f"{part} {share:.1%}" for part, share in found.items() if part != "seconds")
         print(f"{agent}, {max(args.envs)} students, {found['seconds']:.1f} s: {parts}", flush=True)
         save(args.out, told)
