@@ -107,10 +107,11 @@ class DistillationProcess(StudentStack):
             return [work(parts[0])]
         threads = torch.get_num_threads()
         share = threads // len(parts)
-        with ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            found = list(pool.map(work, parts))
-        torch.set_num_threads(threads)  # of this thread it never changed, but of threads to come
-        return found
+        try:
+            with ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(share,)) as pool:
+                return list(pool.map(work, parts))
+        finally:
+            torch.set_num_threads(threads)  # of this thread it never changed, but of threads to come
 
     def _gradients(self, total: Tensor, batch: Forward, part: Part) -> tuple[Params, Tensor]:
         """The gradient of every parameter, and its norm [n]; that of the word table holds until `clear_rows`."""
