@@ -130,7 +130,7 @@ def test_adamw_is_torchs_at_one_student_and_each_of_many_is_alone(step):
     for _ in range(12):
         gradients = {k: torch.randn(v.mT.shape, generator=random).mT * 2 for k, v in ours.items()}  # other strides
         norms = gradient_norms(gradients)
-        step(ours, gradients, state, rates, norms, clip, decay, (0.9, 0.999), 1e-8)
+        step(ours, gradients, state, rates, norms, clip, decay)
         for n, (params, optimiser) in enumerate(theirs):
             for k, p in params.items():
                 p.grad = gradients[k][n].clone()
@@ -143,7 +143,7 @@ def test_adamw_is_torchs_at_one_student_and_each_of_many_is_alone(step):
     before = [{k: v.clone() for k, v in group.items()} for group in (ours, state.mean, state.square)]
     norms[1] = torch.nan
     gradients["word"][1] = torch.inf
-    step(ours, gradients, state, rates, norms, clip, decay, (0.9, 0.999), 1e-8)
+    step(ours, gradients, state, rates, norms, clip, decay)
     assert state.step.tolist() == [13, 12, 13]
     for group, old in zip((ours, state.mean, state.square), before, strict=True):
         assert all(torch.equal(group[k][1], old[k][1]) and not torch.equal(group[k][0], old[k][0]) for k in old)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 import torch
 from bench import about, architecture, device_of, even, make_process, parser, save, sst2, synchronise
 
-from kd_gym.backend.encoder import Architecture, forward_flops
+from kd_gym.backend.encoder import Architecture, add_rows, clear_rows, forward_flops, rows_norm
+from kd_gym.backend.optim import adamw_step, gradient_norms
 from kd_gym.backend.process import DistillationProcess
 
 
@@ -43,9 +44,6 @@ class Clock:
 
 def take_apart(process: DistillationProcess, updates: int) -> dict[str, float]:
     """Median milliseconds of each part of an update of all students together, and of the whole."""
-    from kd_gym.backend.encoder import add_rows, clear_rows, rows_norm
-    from kd_gym.backend.optim import adamw_step, gradient_norms
-
     clock, slots, weights = Clock(process.device), range(process.students), process.weights(even(process))
     (everyone,) = process._parts(1)
     for _ in range(updates):
@@ -79,7 +77,7 @@ def take_apart(process: DistillationProcess, updates: int) -> dict[str, float]:
     return {**parts, "all parts": statistics.median(whole)}
 
 
-def products(arch: Architecture, students: int, tokens: int, rows: int) -> Iterator[tuple[int, int, int]]:
+def products(arch: Architecture, tokens: int, rows: int) -> Iterator[tuple[int, int, int]]:
     """Rows, input and output width of every matrix product of a forward pass, attention's small ones apart."""
     h, f = arch.hidden, arch.intermediate
     for layer in range(arch.layers):
@@ -105,7 +103,7 @@ def timed(work: Callable[[], object], device: torch.device, repeats: int = 15) -
 def alone(arch: Architecture, students: int, tokens: int, rows: int, dtype: torch.dtype, device: torch.device) -> float:
     """Milliseconds of the products of one update, forward and back, for all students together."""
     total = 0.0
-    for r, i, o in products(arch, students, tokens, rows):
+    for r, i, o in products(arch, tokens, rows):
         x, w, g = (torch.randn(students, *s, device=device).to(dtype) for s in ((r, i), (i, o), (r, o)))
         for left, right in ((x, w), (g, w.mT), (x.mT, g)):
             total += timed(lambda left=left, right=right: torch.bmm(left, right), device)  # type: ignore[misc]

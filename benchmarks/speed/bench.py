@@ -18,7 +18,9 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 import transformers
+from torch import Tensor
 
 from kd_gym.backend.checkpoint import StudentInit
 from kd_gym.backend.encoder import Architecture
@@ -27,10 +29,12 @@ from kd_gym.backend.state import Context
 from kd_gym.backend.store import TeacherStore
 from kd_gym.backend.terms import Control, Recipe
 from kd_gym.envs.lab import resolve_device
+from kd_gym.errors import KDGymError
 from kd_gym.experiments.machine import this_machine
 from kd_gym.files import write_text
 from kd_gym.tasks import embedded
 from kd_gym.tasks.data import TaskData, load_data
+from kd_gym.tasks.tokens import TokenSplit
 
 TAU = 2.0
 # Makes so many (second) updates from this one (first) on; gives their seconds where not all of the call is updates.
@@ -53,13 +57,19 @@ def device_of(args: argparse.Namespace) -> torch.device:
     transformers.logging.disable_progress_bar()
     try:
         return resolve_device(args.device)
-    except Exception as problem:
+    except KDGymError as problem:
         raise SystemExit(str(problem)) from None
 
 
 def sst2() -> TaskData:
     """SST-2 under MiniLM's tokenizer (or the embedded sentences, where its files are not given)."""
     return load_data("SST2", "auto", embedded.minilm())
+
+
+def spread(train: TokenSplit, rows: int) -> TokenSplit:
+    """So many of the rows, evenly spaced over all of them."""
+    chosen = torch.linspace(0, len(train) - 1, min(rows, len(train))).long()
+    return TokenSplit(train.flat, *(part[chosen] for part in (train.start, train.length, train.second, train.labels)))
 
 
 def architecture(data: TaskData, layers: int, hidden: int) -> Architecture:
@@ -116,6 +126,11 @@ def advancing(process: DistillationProcess) -> Run:
     return run
 
 
+def soft(target: Tensor, said: Tensor, tau: float = 1.0) -> Tensor:
+    """tau^2 KL(target || said), the mean over samples, as everybody writes it."""
+    return tau**2 * F.kl_div((said / tau).log_softmax(-1), (target / tau).softmax(-1), reduction="batchmean")
+
+
 @dataclass(frozen=True)
 class Contender:
     """Who takes part.
@@ -129,6 +144,12 @@ class Contender:
     run: Run
     students: int = 1
     share: float = 1.0
+
+
+def anonymous() -> float:
+    """Megabytes of anonymous memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 def synchronise(device: torch.device) -> None:

@@ -16,7 +16,19 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from bench import Contender, about, advancing, alternate, architecture, device_of, make_process, parser, save, sst2
+from bench import (
+    Contender,
+    about,
+    advancing,
+    alternate,
+    architecture,
+    device_of,
+    make_process,
+    parser,
+    save,
+    spread,
+    sst2,
+)
 
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.state import Context
@@ -25,12 +37,6 @@ from kd_gym.tasks.tokens import TokenSplit
 
 KINDS = ("hard", "response", "feature", "relation", "cls-last", "spherical")
 Series = dict[int, DistillationProcess]
-
-
-def part_of(train: TokenSplit, rows: int) -> TokenSplit:
-    """So many of the rows, spread over all of them."""
-    chosen = torch.linspace(0, len(train) - 1, rows).long()
-    return TokenSplit(train.flat, *(part[chosen] for part in (train.start, train.length, train.second, train.labels)))
 
 
 def of_length(train: TokenSplit, length: int) -> TokenSplit:
@@ -53,7 +59,7 @@ def series(data: TaskData, device: torch.device) -> Iterator[tuple[str, Series]]
     """Processes by size, one series after the other."""
     arch = architecture(data, 2, 128)
     one, train = make_process(data, arch, 1, device), data.split("train")
-    yield "rows of data", {n: over(one, part_of(train, n)) for n in sorted({1000, 4000, 16_000, len(train)})}
+    yield "rows of data", {n: over(one, spread(train, n)) for n in sorted({1000, 4000, 16_000, len(train)})}
     yield "sequence length", {n: over(one, of_length(train, n)) for n in (8, 16, 32, 64, 128)}
     yield "students", {n: make_process(data, arch, n, device) for n in (1, 2, 4, 8, 16)}
     kinds = ("hard", "response", "feature", "relation")

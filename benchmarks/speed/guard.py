@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench import even
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,7 +26,7 @@ from kd_gym.backend.state import Context
 from kd_gym.backend.store import TeacherStore
 from kd_gym.backend.terms import Control, Recipe
 from kd_gym.experiments.setup import EnvSpec, agent_for
-from kd_gym.tasks.batches import Buckets
+from kd_gym.tasks.batches import Buckets, RowStream
 from kd_gym.tasks.tokens import TokenSplit
 
 BOUNDS = {
@@ -110,12 +111,13 @@ def under_controls(process: DistillationProcess, controls: int) -> tuple[int, in
 
 def padding(train: TokenSplit, updates: int = 1000) -> float:
     """Tokens that fill up batches, over tokens of text."""
-    buckets, stream = Buckets(train.length, 32, 0), make_process(train, 1).lessons.streams[0]
+    stream = RowStream(Buckets(train.length, 32, 0), seed=0, share=1.0)
     used = padded = 0
     for update in range(updates):
         rows, width = stream.rows(update)
-        used += int(train.length[rows].sum())
-        padded += width * buckets.batch - int(train.length[rows].sum())
+        text = int(train.length[rows].sum())
+        used += text
+        padded += width * len(rows) - text
     return padded / used
 
 
@@ -136,7 +138,7 @@ def lgtm_passes() -> int:
     process = env.episodes.process
     LiveTeacher.__call__ = noted  # type: ignore[method-assign]
     try:
-        process.advance(Control(torch.full((1, len(process.knowledge)), 1 / len(process.knowledge))), 4)
+        process.advance(even(process), 4)
     finally:
         LiveTeacher.__call__ = call  # type: ignore[method-assign]
     return passes // 4
@@ -145,9 +147,9 @@ def lgtm_passes() -> int:
 def measure() -> dict[str, float]:
     """All counts."""
     torch.set_num_threads(1)  # a stack is then trained in one piece
-    train, even = sentences(), torch.full((1, 4), 0.25)
+    train, equal = sentences(), torch.full((1, 4), 0.25)
     one, many = make_process(train, 1), make_process(train, 16)
-    single, sixteen = counted(one, even), counted(many, even)
+    single, sixteen = counted(one, equal), counted(many, equal)
     different, compilations = under_controls(one, 100)
     return {
         "operators of an update, N = 1": single.operators.total(),

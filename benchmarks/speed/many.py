@@ -20,6 +20,7 @@ from bench import (
     about,
     advancing,
     alternate,
+    anonymous,
     architecture,
     device_of,
     make_process,
@@ -36,8 +37,7 @@ def megabytes(device: torch.device) -> float:
     """What this process holds now: anonymous memory, or the most that torch has allocated on the device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+    return anonymous()
 
 
 def plot(file: Path, found: dict[int, dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from bench import soft
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_
@@ -32,11 +33,6 @@ from kd_gym.tasks.tokens import TokenSplit
 
 Inputs = dict[str, Tensor]
 RATE, CLIP = 1e-4, 1.0  # the student's learning rate; the largest norm of gradients that are clipped
-
-
-def soft(target: Tensor, said: Tensor, tau: float = 1.0) -> Tensor:
-    """tau^2 KL(target || said), the mean over samples."""
-    return tau**2 * F.kl_div((said / tau).log_softmax(-1), (target / tau).softmax(-1), reduction="batchmean")
 
 
 def gradients(loss: Tensor, module: nn.Module, graph: bool = False) -> list[Tensor]:

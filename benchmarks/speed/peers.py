@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bench import TAU, Contender, Run, synchronise
+from bench import TAU, Contender, Run, soft, synchronise
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
@@ -135,8 +135,7 @@ Batches = Callable[[int, int], list[list[int]]]  # those of so many (second) upd
 
 def kd_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     """tau^2 KL + cross-entropy, as everybody writes it."""
-    soft = F.kl_div((student / TAU).log_softmax(-1), (teacher / TAU).softmax(-1), reduction="batchmean")
-    return TAU**2 * soft + F.cross_entropy(student, labels)
+    return soft(teacher, student, TAU) + F.cross_entropy(student, labels)
 
 
 # ---------------------------------------------------------------------- TextBrewer

@@ -28,15 +28,17 @@ import torch
 from bench import (
     Contender,
     about,
+    advancing,
     alternate,
+    anonymous,
     architecture,
     bars,
     device_of,
-    even,
     parser,
     random_start,
     ratio,
     save,
+    spread,
     sst2,
     table,
     verdict,
@@ -51,7 +53,6 @@ from kd_gym.envs.lab import quiet
 from kd_gym.files import write_json
 from kd_gym.tasks import embedded
 from kd_gym.tasks.data import TaskData
-from kd_gym.tasks.tokens import TokenSplit
 
 BATCH = 64  # rows of a pass: what the store takes
 BUILT, LOOKED_UP, ANONYMOUS = 1.15, 0.02, 300  # times a bare pass, part of an update, megabytes: at most
@@ -59,10 +60,7 @@ BUILT, LOOKED_UP, ANONYMOUS = 1.15, 0.02, 300  # times a bare pass, part of an u
 
 def some_rows(data: TaskData, count: int) -> TaskData:
     """The task with so many rows of `train`, evenly spaced."""
-    train = data.split("train")
-    rows = torch.linspace(0, len(train) - 1, min(count, len(train))).long()
-    kept = TokenSplit(train.flat, train.start[rows], train.length[rows], train.second[rows], train.labels[rows])
-    return replace(data, _splits={"train": kept})
+    return replace(data, _splits={"train": spread(data.split("train"), count)})
 
 
 def building(data: TaskData, device: torch.device, folder: Path) -> tuple[dict[str, Contender], int]:
@@ -119,20 +117,10 @@ def looking_up(data: TaskData, store: TeacherStore, device: torch.device, update
         for rows in drawn[first : first + count]:
             lessons.teach([0], rows)
 
-    def update(first: int, count: int) -> None:
-        process.update[:] = first
-        process.advance(even(process), count)
-
-    return {"update": Contender(update), "kd-gym: lookup": Contender(look_up)}
+    return {"update": Contender(advancing(process)), "kd-gym: lookup": Contender(look_up)}
 
 
 # ---------------------------------------------------------------------- processes
-
-
-def anonymous() -> float:
-    """Megabytes of anonymous memory of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 def look_at_all(folder: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kd_gym.backend.encoder import Dropout, Params
-from kd_gym.backend.optim import AdamWState, adamw_step, gradient_norms
+from kd_gym.backend.optim import BETAS, EPS, AdamWState, adamw_step, gradient_norms
 
 
 class Lookahead(NamedTuple):
@@ -32,8 +32,6 @@ def look_ahead(
     learning_rate: Tensor,
     clip: float = 1.0,
     decay: float = 0.01,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
 ) -> Lookahead:
     """One AdamW step of all students on copies of plain tensors; `p` and `state` stay as they are.
 
@@ -43,13 +41,13 @@ def look_ahead(
     mean, square = ({name: value.clone() for name, value in group.items()} for group in (state.mean, state.square))
     moved = AdamWState(mean, square, state.step.clone())
     norms = gradient_norms(gradients)
-    adamw_step(ahead, gradients, moved, learning_rate, norms, clip, decay, betas, eps)
+    adamw_step(ahead, gradients, moved, learning_rate, norms, clip, decay)
     step = moved.step.to(norms)
-    factor = learning_rate.to(norms) * (1 - betas[0]) / (1 - betas[0] ** step) * (clip / norms).clamp(max=1)
+    factor = learning_rate.to(norms) * (1 - BETAS[0]) / (1 - BETAS[0] ** step) * (clip / norms).clamp(max=1)
 
     def pull(name: str) -> Tensor:
         shape = (-1, *[1] * (ahead[name].dim() - 1))
-        deviation = (moved.square[name] / (1 - betas[1] ** step).view(shape).to(moved.square[name])).sqrt() + eps
+        deviation = (moved.square[name] / (1 - BETAS[1] ** step).view(shape).to(moved.square[name])).sqrt() + EPS
         return factor.view(shape).to(deviation) / deviation
 
     return Lookahead(ahead, {name: pull(name) for name in ahead})

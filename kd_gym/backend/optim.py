@@ -9,6 +9,7 @@ from torch.optim.adamw import adamw
 
 from kd_gym.backend.encoder import Params
 
+BETAS, EPS = (0.9, 0.999), 1e-8
 UNDECAYED = ("bias", "norm", "word", "position", "segment")
 
 
@@ -51,8 +52,6 @@ def adamw_step(
     norms: Tensor,
     clip: float = 1.0,
     decay: float = 0.01,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
 ) -> None:
     """One step of all students in place.
 
@@ -60,7 +59,7 @@ def adamw_step(
     embeddings do not, so rows of the vocabulary that never occur stay as they came. `gradients` are clipped in place.
     """
     step = _together if norms.is_cuda else _one_by_one
-    step(p, gradients, state, learning_rate, norms, clip, decay, betas, eps)
+    step(p, gradients, state, learning_rate, norms, clip, decay)
 
 
 def _together(
@@ -71,15 +70,13 @@ def _together(
     norms: Tensor,
     clip: float,
     decay: float,
-    betas: tuple[float, float],
-    eps: float,
 ) -> None:
     """All students in each kernel, for a device that would otherwise wait for the next launch."""
     moves = norms.isfinite()
     state.step += moves
     scale, rate = (clip / norms).clamp(max=1), learning_rate.to(norms) * moves
-    short, long = (torch.where(moves, beta, 1.0) for beta in betas)  # who does not move keeps its moments
-    size, spread = (1 - beta ** state.step.clamp(min=1) for beta in betas)
+    short, long = (torch.where(moves, beta, 1.0) for beta in BETAS)  # who does not move keeps its moments
+    size, spread = (1 - beta ** state.step.clamp(min=1) for beta in BETAS)
     for name, value in p.items():
 
         def each(x: Tensor, dims: int = value.dim()) -> Tensor:
@@ -91,7 +88,7 @@ def _together(
         square.mul_(each(long)).addcmul_(gradient, each(1 - long) * gradient)
         if _decays(name):
             value.mul_(each(1 - rate * decay))
-        deviation = (square / each(spread)).sqrt_().add_(eps)
+        deviation = (square / each(spread)).sqrt_().add_(EPS)
         value.sub_(each(rate / size) * mean / deviation)
 
 
@@ -103,8 +100,6 @@ def _one_by_one(
     norms: Tensor,
     clip: float,
     decay: float,
-    betas: tuple[float, float],
-    eps: float,
 ) -> None:
     """Torch's own fused kernel on each student's slice, since it takes one learning rate; `grad_scale` clips."""
     decayed, kept = [k for k in p if _decays(k)], [k for k in p if not _decays(k)]
@@ -125,11 +120,11 @@ def _one_by_one(
                 grad_scale=scale,
                 found_inf=None,
                 amsgrad=False,
-                beta1=betas[0],
-                beta2=betas[1],
+                beta1=BETAS[0],
+                beta2=BETAS[1],
                 lr=rate,
                 weight_decay=weight_decay,
-                eps=eps,
+                eps=EPS,
                 maximize=False,
             )
         state.step[n] += 1
