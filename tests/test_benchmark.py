@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import Here
@@ -19,10 +20,11 @@ from kd_gym.cli import main
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.benchmark import benchmark, locked, read_results, record_file
 from kd_gym.experiments.executors import Local, WorkerDiedError
+from kd_gym.experiments.publish import write_tables
 from kd_gym.experiments.records import Record
 from kd_gym.experiments.stats import interval
 from kd_gym.experiments.suites import SUITES, load_suite, suite_names, trials_of
-from kd_gym.experiments.summary import tables_of, write_tables
+from kd_gym.experiments.summary import tables_of
 
 SMALL = {
     "about": "for tests",
@@ -265,7 +267,8 @@ def test_a_dead_worker_s_job_is_tried_again_then_reported(tmp_path):
 
 
 def test_tables_come_from_the_records_alone(suite, tmp_path):
-    own = suite()
+    claim = {"text": "It is 50 % better", "family": "KnowledgeSelect", "method": "single:hard", "others": ["uniform"]}
+    own = suite(claims=[claim])
     found = benchmark(own, tmp_path / "out", Here(), say=quiet)
     (table,) = tables_of(found)
     row = table.row("single:hard")
@@ -275,8 +278,14 @@ def test_tables_come_from_the_records_alone(suite, tmp_path):
     text = (tmp_path / "out" / "table.md").read_text()
     assert f"| single:hard | 2 | {interval(scores).text()} |" in text
     told = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert told[0]["rows"][1]["score"]["mean"] == interval(scores).mean
-    assert r"\toprule" in (tmp_path / "out" / "table.tex").read_text()
+    assert told["tables"][0]["rows"][1]["score"]["mean"] == interval(scores).mean
+    ((verdict,),) = [claim["verdicts"] for claim in told["claims"]]
+    apart = np.mean(np.subtract(scores, table.row("uniform").values("accuracy")))
+    assert verdict["score"]["mean"] == pytest.approx(apart)
+    assert f"| {verdict['where']} | uniform | {apart:.3f}" in text
+    latex = (tmp_path / "out" / "table.tex").read_text()
+    assert r"\toprule" in latex
+    assert r"Claim: It is 50 \% better" in latex
     for file in (tmp_path / "out" / "records").glob("*.json"):
         file.unlink()
         break

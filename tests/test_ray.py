@@ -11,8 +11,8 @@ import pytest
 from kd_gym.cli import main
 from kd_gym.experiments.benchmark import benchmark
 from kd_gym.experiments.executors import Ray, WorkerDiedError
+from kd_gym.experiments.publish import write_tables
 from kd_gym.experiments.suites import load_suite, trials_of
-from kd_gym.experiments.summary import write_tables
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = pytest.mark.slow
@@ -49,7 +49,8 @@ def test_a_node_that_dies_costs_no_trial(cluster, tmp_path):
     ended = [line.split(" ", 1)[1].split(":")[0] for line in lines if ": report" in line]
     assert len(ended) == len(set(ended)) == len(wanted)  # none lost, none twice
     write_tables(found)
-    rows = [row for table in json.loads((tmp_path / "out" / "table.json").read_text()) for row in table["rows"]]
+    told = json.loads((tmp_path / "out" / "table.json").read_text())
+    rows = [row for table in told["tables"] for row in table["rows"]]
     assert all(row["seeds"] == row["wanted"] for row in rows)
 
 

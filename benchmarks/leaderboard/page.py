@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from check import ENTRIES, read_entry
 
+from kd_gym.experiments.publish import markdown
 from kd_gym.experiments.records import Record
 from kd_gym.experiments.stats import interval
-from kd_gym.experiments.summary import difference, markdown, value_of
+from kd_gym.experiments.summary import difference, value_of
 from kd_gym.files import write_text
 
 HEADS = ("entry", "seeds", "score", "cross-entropy", "score less uniform, r", "GFLOP", "what it is")

@@ -26,8 +26,8 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     import tyro
 
     from kd_gym.experiments.benchmark import benchmark
+    from kd_gym.experiments.publish import write_tables
     from kd_gym.experiments.suites import load_suite
-    from kd_gym.experiments.summary import write_tables
 
     fields = [
         ("suite", tyro.conf.Positional[str], dataclasses.MISSING),

@@ -1,8 +1,7 @@
-"""Tables out of records: one for each id, context and budget, one over all ids, and the claims of a suite."""
+"""What records come to: a table for each id, context and budget, one over all ids, and verdicts on a suite's claims."""
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,15 @@ import numpy as np
 from kd_gym.experiments.benchmark import Results, run_name
 from kd_gym.experiments.records import Record
 from kd_gym.experiments.stats import (
-    Interval,
+    Estimate,
     Paired,
     interquartile_mean,
-    interval,
     normalised,
     paired,
     performance_profile,
     probability_of_improvement,
 )
 from kd_gym.experiments.suites import Claim, Trial, trials_of
-from kd_gym.files import write_json, write_text
 
 FEW = 5  # trainings, below which a claim about a kind of agent is one about these policies
 LEVELS = tuple(round(-1 + 0.25 * i, 2) for i in range(9))  # of normalised scores
@@ -144,225 +141,73 @@ def _rows(results: Results, by_controller: dict[str, list[Trial]]) -> list[Row]:
     return rows
 
 
-# ---------------------------------------------------------------------- as Markdown and LaTeX
-
-
-def heads(table: Table) -> list[str]:
-    """The columns of a table; the last one is measured time, all others are the same on every run."""
-    metric = next((row.metric for row in table.rows if row.records), "score")
-    told = [f"{name} against {table.baseline}, r" for name in (metric, "cross-entropy")]
-    return [
-        "controller",
-        "seeds",
-        f"report {metric}",
-        "normalised",
-        "cross-entropy",
-        "reward",
-        "GFLOP",
-        *told,
-        "seconds",
-    ]
-
-
-def cells(row: Row) -> list[str]:
-    """A row as texts; what was not run says so."""
-    if not row.records:
-        return [
-            row.controller,
-            "0",
-            f"failed: {row.failure}".replace("|", "/") if row.failure else "not run",
-            *[""] * 7,
-        ]
-    seeds = str(len(row.records)) if len(row.records) == row.wanted else f"{len(row.records)} of {row.wanted}"
-    scaled = row.normalised()
-    reward = "" if row.first.reads_reward else interval(row.values("reward")).text()
-    return [
-        row.name,
-        seeds,
-        interval(row.values(row.metric)).text(),
-        interval(scaled).text(2) if scaled else "",
-        interval(row.values("cross_entropy")).text(),
-        reward,
-        f"{np.mean(row.values('spent')) / 1e9:.3g}",
-        *(_apart(row.against(name)) for name in (row.metric, "cross_entropy")),
-        f"{np.mean(row.values('seconds')):.1f}",
-    ]
-
-
-def _apart(found: Paired | None) -> str:
-    if found is None:
-        return ""
-    related = "" if math.isnan(found.correlation) else f", {found.correlation:.2f}"
-    return found.text() + related
-
-
-def provenance(table: Table) -> list[str]:
-    """Where a table's numbers come from, one line for each kind."""
-    lines: dict[str, list[str]] = {}
-    for row in table.rows:
-        for record in row.records.values():
-            machine = record.machine
-            told = (
-                f"data {record.source} ({record.data_fingerprint}), kd-gym {machine.kd_gym} (code {machine.code}), "
-                f"torch {machine.torch}, {machine.device if machine.device != 'cpu' else machine.cpu}, "
-                f"{machine.threads} thread(s)"
-            )
-            names = lines.setdefault(told, [])
-            if row.controller not in names:
-                names.append(row.controller)
-    if len(lines) == 1:
-        return list(lines)
-    return [f"{told}: {', '.join(names)}" for told, names in lines.items()]
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def latex(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table in LaTeX, for the booktabs package."""
-
-    def line(row: Sequence[str]) -> str:
-        return " & ".join(_escaped(cell) for cell in row) + r" \\"
-
-    body = [r"\toprule", line(head), r"\midrule", *(line(row) for row in rows), r"\bottomrule"]
-    begin = [r"\begin{table}", rf"\caption{{{_escaped(caption)}}}", rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"]
-    return "\n".join([*begin, *body, r"\end{tabular}", r"\end{table}"])
-
-
-def _escaped(text: str) -> str:
-    text = text.replace("\\", r"\textbackslash ")
-    for sign in "&%_#${}":
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("±", r"$\pm$")
-
-
-# ---------------------------------------------------------------------- over all ids
-
-
-def overall(tables: Sequence[Table]) -> list[list[str]]:
-    """For each controller over all default tables that have the baseline: how many, interquartile mean of normalised
-    scores, probability of improvement over the baseline, and the performance profile.
+@dataclass(frozen=True)
+class Overall:
+    """A controller over all ids: its normalised scores on each, their interquartile mean, how probably a run of it
+    beats one of the baseline, and the part of its runs above each of `LEVELS`.
     """
+
+    controller: str
+    scores: list[list[float]]
+    middle: Estimate
+    better: Estimate
+    profile: list[float]
+
+
+def overall(tables: Sequence[Table]) -> list[Overall]:
+    """Every controller over the default tables that have the baseline and a teacher that is better than it."""
     plain = [t for t in tables if t.context == "default" and t.budget == "own" and t.row(t.baseline)]
-    rows = []
+    found = []
     for name in dict.fromkeys(row.controller for t in plain for row in t.rows):
-        found = [(t.row(name), t.row(t.baseline)) for t in plain]
-        both = [(mine, base) for mine, base in found if mine and base and mine.normalised()]
+        pairs = [(t.row(name), t.row(t.baseline)) for t in plain]
+        both = [(mine, base) for mine, base in pairs if mine and base and mine.normalised()]
         if both:
             scaled = [mine.normalised() for mine, _ in both]
-            won = probability_of_improvement(
+            better = probability_of_improvement(
                 [mine.values(mine.metric) for mine, _ in both], [base.values(base.metric) for _, base in both]
             )
-            profile = [f"{part:.2f}" for part in performance_profile(scaled, LEVELS)]
-            rows.append([name, str(len(both)), interquartile_mean(scaled).text(2), won.text(2), *profile])
-    return rows
+            profile = performance_profile(scaled, LEVELS)
+            found.append(Overall(name, scaled, interquartile_mean(scaled), better, profile))
+    return found
 
 
-OVERALL = ("controller", "ids", "IQM of normalised scores", "P(better)", *(f"> {level:g}" for level in LEVELS))
+@dataclass(frozen=True)
+class Verdict:
+    """What one table says of a claim about a method and another one; nothing where one of them was not run.
+
+    Attributes:
+        score: the method's less the other's, over the seeds of both, in the task's `metric`.
+        loss: the same in cross-entropy.
+        word: supported, not supported, undecided or not run.
+    """
+
+    where: str
+    other: str
+    score: Paired | None
+    loss: Paired | None
+    metric: str
+    seeds: int
+    word: str
 
 
-def claim_heads(claim: Claim) -> list[str]:
-    """The columns of `claim_rows`."""
-    return ["where", "against", f"{claim.method} less that, r", "its cross-entropy, r", "here"]
-
-
-def claim_rows(claim: Claim, tables: Sequence[Table]) -> Iterator[list[str]]:
-    """A row for each table and other method: supported, not supported or undecided, with effect and interval."""
+def verdicts(claim: Claim, tables: Sequence[Table]) -> Iterator[Verdict]:
+    """One for each table of the claim's family and each other method in it."""
     for table in tables:
-        if table.env.partition("-")[0] != claim.family:
-            continue
-        mine = table.row(claim.method)
         names = {row.controller for row in table.rows}
-        for name in claim.others if claim.method in names else ():
-            if name not in names:
-                continue
-            other = table.row(name)
-            score = mine and other and difference(mine.records, other.records, mine.metric)
-            if not (mine and other and score):
-                yield [table.title, name, "", "", "not run"]
-                continue
-            loss = difference(mine.records, other.records, "cross_entropy")
-            word = ("supported" if score.mean > 0 else "not supported") if score.sure else "undecided"
-            if 0 < mine.policies < FEW and score.sure:
-                word += f" for {mine.policies} training{'s' * (mine.policies > 1)}"
-            seeds = len(mine.records.keys() & other.records.keys())
-            yield [table.title, name, f"{_apart(score)} ({mine.metric}, {seeds} seeds)", _apart(loss), word]
+        if table.env.partition("-")[0] != claim.family or claim.method not in names:
+            continue
+        for other in claim.others:
+            if other in names:
+                yield _verdict(table, claim.method, other)
 
 
-def page(results: Results) -> str:
-    """All tables of a suite as one Markdown page."""
-    suite, tables = results.suite, tables_of(results)
-    wanted = {t for stage in suite.stages for t in trials_of(suite, stage)}
-    lines = [
-        f"# Results: {results.folder.name}",
-        "",
-        suite.about,
-        "",
-        f"{len(results.records)} of {len(wanted)} trials were run. Mean ± half of the 95 % interval (Student's t), the "
-        "seed being the unit, on `report`. `normalised`: 0 is the mean of the uniform control, 1 the teacher. "
-        f"`against {suite.baseline}`: the difference over equal seeds with its interval, and r, how far the two "
-        "correlate over seeds. GFLOP and seconds: one episode's, with what the controller spends. Reward is of the "
-        "env's kind, and blank where the controller learns from its labels. Intervals of an agent that was trained are "
-        "over evaluation seeds, not over trainings. With many comparisons some exclude zero by chance: 1 in 20.",
-        "",
-    ]
-    for table in tables:
-        lines += [f"## {table.title}", "", markdown(heads(table), [cells(row) for row in table.rows]), ""]
-        lines += [*(f"- {line}" for line in provenance(table)), ""]
-    if every := overall(tables):
-        lines += [
-            "## Over all ids (default context)",
-            "",
-            "IQM: the mean of the middle half of all normalised scores. P(better): how probably one run of it beats "
-            f"one of {suite.baseline}. Intervals are bootstrapped, from 20 seeds on. `> x`: the part of its runs whose "
-            "normalised score is above x.",
-            "",
-            markdown(OVERALL, every),
-            "",
-        ]
-    for claim in suite.claims:
-        lines += [f"## Claim: {claim.text}", "", markdown(claim_heads(claim), list(claim_rows(claim, tables))), ""]
-    if results.failures or results.damaged:
-        lines += ["## Failures", "", *(f"- {name}: {why}" for name, why in results.failures.items())]
-        lines += [*(f"- {line}" for line in results.damaged), ""]
-    return "\n".join(lines)
-
-
-def write_tables(results: Results) -> None:
-    """Write `table.md`, `table.tex` and `table.json` beside the records."""
-    tables = tables_of(results)
-    write_text(results.folder / "table.md", page(results))
-    parts = [latex(heads(t), [cells(row) for row in t.rows], t.title) for t in tables]
-    write_text(results.folder / "table.tex", "\n\n".join(parts) + "\n")
-    write_json(results.folder / "table.json", [_as_json(table) for table in tables])
-
-
-def _as_json(table: Table) -> dict[str, Any]:
-    def told(found: Interval | None) -> dict[str, float | None] | None:
-        if found is None:
-            return None
-        return {key: None if math.isnan(value) else value for key, value in asdict(found).items()}
-
-    rows = []
-    for row in table.rows:
-        rows.append({"controller": row.controller, "seeds": len(row.records), "wanted": row.wanted})
-        if row.records:
-            rows[-1] |= {
-                "metric": row.metric,
-                "score": told(interval(row.values(row.metric))),
-                "cross_entropy": told(interval(row.values("cross_entropy"))),
-                "score_against_baseline": told(row.against(row.metric)),
-                "cross_entropy_against_baseline": told(row.against("cross_entropy")),
-                "flops": float(np.mean(row.values("spent"))),
-                "seconds": float(np.mean(row.values("seconds"))),
-            }
-    return {
-        "env": table.env,
-        "context": table.context,
-        "budget": table.budget,
-        "baseline": table.baseline,
-        "rows": rows,
-    }
+def _verdict(table: Table, method: str, other: str) -> Verdict:
+    mine, its = table.row(method), table.row(other)
+    score = difference(mine.records, its.records, mine.metric) if mine and its else None
+    if not (mine and its and score):
+        return Verdict(table.title, other, None, None, "", 0, "not run")
+    word = ("supported" if score.mean > 0 else "not supported") if score.sure else "undecided"
+    if 0 < mine.policies < FEW and score.sure:
+        word += f" for {mine.policies} training{'s' * (mine.policies > 1)}"
+    loss = difference(mine.records, its.records, "cross_entropy")
+    return Verdict(table.title, other, score, loss, mine.metric, len(mine.records.keys() & its.records.keys()), word)
