@@ -47,7 +47,7 @@ def shown(env, observation):
 def trained_on(monkeypatch):
     """What every update of a process trained on: the forward passes that gradients are taken of, with their rows."""
     passes, seen = [], []
-    forward, gradients = DistillationProcess._forward, DistillationProcess._gradients
+    forward, gradients = DistillationProcess._forward, DistillationProcess._back
 
     def noted(self, given, slots, offset=0, drawn=None):
         rows = (drawn or self._rows(slots, offset))[0]
@@ -59,7 +59,7 @@ def trained_on(monkeypatch):
         return gradients(self, total, batch, part)
 
     monkeypatch.setattr(DistillationProcess, "_forward", noted)
-    monkeypatch.setattr(DistillationProcess, "_gradients", trained)
+    monkeypatch.setattr(DistillationProcess, "_back", trained)
     return seen
 
 
@@ -473,7 +473,7 @@ def test_a_joint_action_is_the_designs_formula_also_with_two_parts_uniform(make_
         for m in range(4)
         for i in range(8)
     )
-    norm = again._gradients(loss, slow, *again._parts(1))[1]
+    norm = again._back(loss, slow, *again._parts(1))
     assert float(trace.gradient_norm) == pytest.approx(float(norm), rel=1e-4)
 
 

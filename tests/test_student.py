@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from kd_gym.backend import optim
 from kd_gym.backend.checkpoint import StudentInit, load_bert
 from kd_gym.backend.encoder import Architecture, encode, forward_flops, parameter_shapes
-from kd_gym.backend.optim import UNDECAYED, AdamWState, gradient_norms
+from kd_gym.backend.layout import ALIGNED, Layout
+from kd_gym.backend.optim import UNDECAYED, AdamWState, decays, gradient_norms
 from kd_gym.backend.teacher import word_states
 from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_tokenizer
 
@@ -167,3 +168,21 @@ def test_config_of_an_export_is_complete_json(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["vocab_size"] == len(tiny_tokenizer())
     assert set(parameter_shapes(init.arch)) == set(load_bert(tmp_path)[1])
+
+
+def test_parameters_are_views_of_long_tensors_with_nothing_between_them():
+    shapes = parameter_shapes(Architecture(2, 8, 2, 16, 11, 3)) | {"head.feature.0.weight": (8, 5)}
+    layout = Layout(shapes)
+    packed = layout.zeros(2, torch.float64, torch.device("cpu"))
+    views = layout.views(packed)
+    assert {name: tuple(view.shape[1:]) for name, view in views.items()} == shapes
+    assert list(views) == list(shapes)
+    values = {name: torch.randn_like(view) for name, view in views.items()}
+    layout.pack(values, packed)
+    assert all(torch.equal(views[name], value) for name, value in values.items() if name != "word")
+    assert not views["word"].any()  # whose gradient is written by rows
+    for group, decayed in (("matrices", True), ("biases", False)):
+        names = [name for name in shapes if name != "word" and decays(name) is decayed]
+        assert decays(group) is decayed
+        assert packed[group].shape[1] % ALIGNED == 0
+        assert packed[group].count_nonzero() == sum(values[name].numel() for name in names)

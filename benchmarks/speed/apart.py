@@ -3,9 +3,11 @@
     python benchmarks/speed/apart.py [--layers 2 --hidden 128] [--students 1 4] [--updates 100] [--out FILE]
 
 The parts of an update are timed one after the other, in one thread pool (so a stack is not split over threads here):
-rows and tokens, what teachers say, forward pass, losses, backward pass, table (the rows' gradients added to the word
-table's), norm, optimiser. The matrix products of one update, forward and back, are then repeated alone, on the same
-shapes: that is the least that the update could take, `products`. `peak` is the rate of a product of 1024 x 1024.
+rows and tokens, what teachers say, forward pass, control (the weights of the losses), losses, backward pass, table (the
+rows' gradients added to the word table's), gradients (put into long tensors, and their norm), optimiser, bookkeeping
+(what observations are told of the update, and its cost). The matrix products of one update, forward and back, are then
+repeated alone, on the same shapes: that is the least that the update could take, `products`. `peak` is the rate of a
+product of 1024 x 1024.
 """
 
 import statistics
@@ -13,12 +15,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from bench import about, architecture, device_of, even, make_process, parser, save, sst2, synchronise
 
 from kd_gym.backend.encoder import Architecture, add_rows, clear_rows, forward_flops, rows_norm
 from kd_gym.backend.optim import adamw_step, gradient_norms
-from kd_gym.backend.process import DistillationProcess
+from kd_gym.backend.process import DistillationProcess, _trace
+from kd_gym.backend.terms import Forward
 
 
 class Clock:
@@ -44,8 +48,9 @@ class Clock:
 
 def take_apart(process: DistillationProcess, updates: int) -> dict[str, float]:
     """Median milliseconds of each part of an update of all students together, and of the whole."""
-    clock, slots, weights = Clock(process.device), range(process.students), process.weights(even(process))
+    clock, slots, control, recipe = Clock(process.device), range(process.students), even(process), process.recipe
     (everyone,) = process._parts(1)
+    held = everyone.gradients
     for _ in range(updates):
         clock.start()
         rows, widths = process._rows(slots)
@@ -55,6 +60,8 @@ def take_apart(process: DistillationProcess, updates: int) -> dict[str, float]:
         clock.part("teachers")
         encoded = process.encode(process.params, tokens)
         clock.part("forward")
+        weights = process.weights(control)
+        clock.part("control")
         losses = process.losses(process.params, encoded, said, labels, process.progress)
         total = (weights * losses).sum((1, 2)).mean(-1).sum()
         clock.part("losses")
@@ -62,16 +69,21 @@ def take_apart(process: DistillationProcess, updates: int) -> dict[str, float]:
         found = torch.autograd.grad(total, list(wanted.values()), materialize_grads=True)
         gradients = dict(zip(wanted, found, strict=True))
         clock.part("backward")
-        add_rows(everyone.table, tokens.ids, gradients["word"])
-        word = rows_norm(everyone.table, tokens.ids, gradients["word"]).unsqueeze(1)
+        add_rows(held["word"], tokens.ids, gradients["word"])
+        word = rows_norm(held["word"], tokens.ids, gradients["word"]).unsqueeze(1)
         clock.part("table")
-        norms = gradient_norms(gradients | {"word": word})
-        clock.part("norm")
-        gradients["word"] = everyone.table
-        adamw_step(process.params, gradients, process.adam, process.learning_rate(), norms)
-        clear_rows(everyone.table, tokens.ids)
+        process.layout.pack(gradients, held)
+        norms = gradient_norms(held | {"word": word})
+        clock.part("gradients")
+        rates = process.learning_rate()
+        adamw_step(everyone.packed, held, everyone.adam, rates, norms, recipe.clip, recipe.decay)
+        clear_rows(held["word"], tokens.ids)
         clock.part("optimiser")
+        flops = np.array([forward_flops(process.init.arch, rows.shape[-1], width) for width in widths])
+        _trace(Forward(losses, encoded, said, labels, tokens.ids, flops), norms)
+        process.cost.student += 3 * flops
         process.update += 1
+        clock.part("bookkeeping")
     parts = {name: statistics.median(times) for name, times in clock.spent.items()}
     whole = [sum(row) for row in zip(*clock.spent.values(), strict=True)]
     return {**parts, "all parts": statistics.median(whole)}

@@ -30,8 +30,8 @@ from kd_gym.tasks.batches import Buckets, RowStream
 from kd_gym.tasks.tokens import TokenSplit
 
 BOUNDS = {
-    "operators of an update, N = 1": 802,
-    "operators of an update, N = 16": 3368,
+    "operators of an update, N = 1": 640,
+    "operators of an update, N = 16": 1085,
     "megabytes allocated by an update, N = 1": 21.5,
     "megabytes allocated by an update of one of 16": 21.5,
     "waits for the device in an update, N = 1": 2,

@@ -1,6 +1,7 @@
 """AdamW over a stack of students, each with its own learning rate, step count and clip norm."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,10 @@ class AdamWState:
             torch.zeros(len(first), device=first.device),
         )
 
+    def seen(self, look: Callable[[Params], Params]) -> "AdamWState":
+        """The same state through views of its moments."""
+        return AdamWState(look(self.mean), look(self.square), self.step)
+
 
 def gradient_norms(gradients: Params) -> Tensor:
     """The norm [N] of each student's whole gradient."""
@@ -39,7 +44,8 @@ def gradient_norms(gradients: Params) -> Tensor:
     return total
 
 
-def _decays(name: str) -> bool:
+def decays(name: str) -> bool:
+    """Whether a parameter of this name is pulled towards zero."""
     return not any(part in name for part in UNDECAYED)
 
 
@@ -86,7 +92,7 @@ def _together(
         mean, square = state.mean[name], state.square[name]
         mean.lerp_(gradient, each(1 - short).to(mean))
         square.mul_(each(long)).addcmul_(gradient, each(1 - long) * gradient)
-        if _decays(name):
+        if decays(name):
             value.mul_(each(1 - rate * decay))
         deviation = (square / each(spread)).sqrt_().add_(EPS)
         value.sub_(each(rate / size) * mean / deviation)
@@ -102,7 +108,7 @@ def _one_by_one(
     decay: float,
 ) -> None:
     """Torch's own fused kernel on each student's slice, since it takes one learning rate; `grad_scale` clips."""
-    decayed, kept = [k for k in p if _decays(k)], [k for k in p if not _decays(k)]
+    decayed, kept = [k for k in p if decays(k)], [k for k in p if not decays(k)]
     for n, (norm, rate) in enumerate(zip(norms.tolist(), learning_rate.tolist(), strict=True)):
         if not math.isfinite(norm):
             continue

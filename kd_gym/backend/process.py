@@ -21,18 +21,20 @@ from kd_gym.backend.terms import Control, Evaluation, Forward, Trace
 from kd_gym.tasks.tokens import Tokens
 
 Hook = Callable[["DistillationProcess", Control], Control]
-PROCESS_VERSION = 3  # a part of every kept score's key: raise it when a change here moves a student's numbers
+PROCESS_VERSION = 4  # a part of every kept score's key: raise it when a change here moves a student's numbers
 
 
 class Part(NamedTuple):
-    """Students that are trained by one thread: which, and their share of parameters, moments and the gradient of the
-    word table (kept, because fresh memory is slow; all zero between updates).
+    """Students that are trained by one thread: which, and their share of parameters, by name and as they lie (see
+    `Layout`), of moments, and of gradients (kept, because fresh memory is slow; the word table's is zero between
+    updates).
     """
 
     slots: range
     params: Params
+    packed: Params
     adam: AdamWState
-    table: Tensor
+    gradients: Params
 
 
 @torch.no_grad()
@@ -64,7 +66,7 @@ class DistillationProcess(StudentStack):
         super().__init__(*args, **kwargs)
         self.hook: Hook | None = None
         self._parted: dict[int, list[Part]] = {}
-        self._table = torch.zeros_like(self.params["word"], requires_grad=False)
+        self._gradients = self.layout.zeros(self.students, self.dtype, self.device)
         self._ahead: Forward | None = None  # of the coming batch, where it was looked at
         self._looked = torch.full((self.students,), -1)  # the update whose pool each student has paid for
 
@@ -91,12 +93,16 @@ class DistillationProcess(StudentStack):
         return self._parted[count]
 
     def _part(self, slots: range) -> Part:
-        if len(slots) == self.students:
-            return Part(slots, self.params, self.adam, self._table)
-        own = slice(slots.start, slots.stop)
-        params = {name: value.detach()[own].requires_grad_() for name, value in self.params.items()}
-        mean, square = ({name: value[own] for name, value in g.items()} for g in (self.adam.mean, self.adam.square))
-        return Part(slots, params, AdamWState(mean, square, self.adam.step[own]), self._table[own])
+        def own(group: Params) -> Params:
+            return {name: value[slots.start : slots.stop] for name, value in group.items()}
+
+        packed, moments = own(self.packed), self.packed_adam
+        if len(slots) == self.students:  # the leaves of passes over everybody
+            params = self.params
+        else:
+            params = {name: value.requires_grad_() for name, value in self.layout.views(packed).items()}
+        adam = AdamWState(own(moments.mean), own(moments.square), moments.step[slots.start : slots.stop])
+        return Part(slots, params, packed, adam, own(self._gradients))
 
     def _each(self, parts: list[Part], work: Callable[[Part], Any]) -> list[Any]:
         """What `work` gives for each part, every one in a thread of its own with an equal share of the cores.
@@ -113,28 +119,28 @@ class DistillationProcess(StudentStack):
         finally:
             torch.set_num_threads(threads)  # of this thread it never changed, but of threads to come
 
-    def _gradients(self, total: Tensor, batch: Forward, part: Part) -> tuple[Params, Tensor]:
-        """The gradient of every parameter, and its norm [n]; that of the word table holds until `clear_rows`."""
+    def _back(self, total: Tensor, batch: Forward, part: Part) -> Tensor:
+        """Fill the part's gradients; returns their norm [n]. That of the word table stands until `clear_rows`."""
         wanted = part.params | {"word": batch.encoded.word}
         found = torch.autograd.grad(total, list(wanted.values()), materialize_grads=True)
-        gradients = dict(zip(wanted, found, strict=True))
-        rows = gradients["word"]
-        add_rows(part.table, batch.ids, rows)
-        norms = gradient_norms(gradients | {"word": rows_norm(part.table, batch.ids, rows).unsqueeze(1)})
-        return gradients | {"word": part.table}, norms
+        by_name, packed = dict(zip(wanted, found, strict=True)), part.gradients
+        self.layout.pack(by_name, packed)
+        rows = by_name["word"]
+        add_rows(packed["word"], batch.ids, rows)
+        return gradient_norms(packed | {"word": rows_norm(packed["word"], batch.ids, rows).unsqueeze(1)})
 
     def _step(self, part: Part, batch: Forward, weights: Tensor) -> Trace:
         """One update of a part's students after its forward pass; `weights` [n, K, M, B or 1] are those of losses."""
         slots = slice(part.slots.start, part.slots.stop)
         total = (weights * batch.losses).sum((1, 2)).mean(-1)
-        gradients, norms = self._gradients(total.sum(), batch, part)
+        norms = self._back(total.sum(), batch, part)
         norms = torch.where(total.detach().isfinite(), norms, torch.nan)
         for place in (~norms.isfinite().cpu()).nonzero().flatten().tolist():
             self.fail(part.slots[place], "the student's loss or gradient is not finite")
         norms = torch.where(self.failed[slots].to(norms.device), torch.nan, norms)
         rates = self.learning_rate()[slots]
-        adamw_step(part.params, gradients, part.adam, rates, norms, self.recipe.clip, self.recipe.decay)
-        clear_rows(part.table, batch.ids)
+        adamw_step(part.packed, part.gradients, part.adam, rates, norms, self.recipe.clip, self.recipe.decay)
+        clear_rows(part.gradients["word"], batch.ids)
         self.update[slots] += 1
         self.cost.student[slots] += 3 * batch.flops  # the backward pass costs two forward passes
         return _trace(batch, norms)

@@ -11,6 +11,7 @@ from torch import Tensor
 from kd_gym.backend.checkpoint import StudentInit
 from kd_gym.backend.encoder import Dropout, Encoded, Params, encode, forward_flops, keep, parameter_shapes
 from kd_gym.backend.knowledge import KNOWLEDGE, Batch, KnowledgeType, TeacherBatch
+from kd_gym.backend.layout import Layout
 from kd_gym.backend.lessons import Lessons
 from kd_gym.backend.live import LiveTeacher
 from kd_gym.backend.memory import free_bytes
@@ -75,11 +76,11 @@ class StudentStack:
         arch = init.arch
         _check_memory(parameter_shapes(arch).values(), students, dtype, self.device)
         self.lessons = Lessons(self.train, teachers, arch.classes, arch.layers, recipe, students, dtype, clean)
-        self.params: Params = {
-            name: torch.zeros(students, *shape, dtype=dtype, device=self.device).requires_grad_()
-            for name, shape in (parameter_shapes(arch) | self._head_shapes()).items()
-        }
-        self.adam = AdamWState.zeros(self.params)
+        self.layout = Layout(parameter_shapes(arch) | self._head_shapes())
+        self.packed = self.layout.zeros(students, dtype, self.device)
+        self.packed_adam = AdamWState.zeros(self.packed)
+        self.params = {name: value.requires_grad_() for name, value in self.layout.views(self.packed).items()}
+        self.adam = self.packed_adam.seen(self.layout.views)
         self.update = torch.zeros(students, dtype=torch.long)
         self.failed = torch.zeros(students, dtype=torch.bool)
         self.reasons = [""] * students  # of failures
