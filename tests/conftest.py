@@ -6,15 +6,21 @@ from typing import Literal, get_args, get_origin
 import gymnasium as gym
 import pytest
 import torch
+from commands import written
 
 import kd_gym  # noqa: F401 (registers the ids)
 from kd_gym.backend.live import LiveTeacher
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.terms import Recipe
-from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store, tiny_teacher
+from kd_gym.backend.tiny import tiny_data, tiny_init, tiny_store, tiny_teacher, tiny_tokenizer
+from kd_gym.cli import main
+from kd_gym.envs import lab
 from kd_gym.envs.recipes import Origin
 from kd_gym.errors import KDGymError
+from kd_gym.experiments import train as train_module
 from kd_gym.plugins import load
+
+pytest.register_assert_rewrite("families", "runs")
 
 
 def variants(env_id):
@@ -104,3 +110,65 @@ def make_env():
         return gym.make(env, backend="tiny", **kwargs).unwrapped
 
     return make
+
+
+@pytest.fixture
+def trained_on(monkeypatch):
+    """What every update of a process trained on: the forward passes that gradients are taken of, with their rows."""
+    passes, seen = [], []
+    forward, gradients = DistillationProcess._forward, DistillationProcess._back
+
+    def noted(self, given, slots, offset=0, drawn=None):
+        rows = (drawn or self._rows(slots, offset))[0]
+        passes.append((rows, forward(self, given, slots, offset, drawn)))
+        return passes[-1][1]
+
+    def trained(self, total, batch, part):
+        seen.append(next(one for one in passes if one[1] is batch))
+        return gradients(self, total, batch, part)
+
+    monkeypatch.setattr(DistillationProcess, "_forward", noted)
+    monkeypatch.setattr(DistillationProcess, "_back", trained)
+    return seen
+
+
+@pytest.fixture
+def reviews(monkeypatch):
+    """Looks at `select` after every 4 episodes, so that short trainings have checkpoints too."""
+    monkeypatch.setattr(train_module, "REVIEW_EPISODES", 4)
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """A folder `work` of the test's own to run commands in, and no data given."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("KD_GYM_DATA", "")
+
+
+@pytest.fixture
+def complaint(capsys, tmp_path, own_folder):
+    """The one line that a command says before it exits with 2 and leaves nothing behind."""
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(a) for a in arguments])
+        said = capsys.readouterr()
+        assert exit_.value.code == 2, said.err
+        assert "Traceback" not in said.out + said.err
+        lines = said.err.splitlines()
+        assert len(lines) == 1, said.err
+        assert lines[0].startswith("kd-gym: ")
+        assert not written(tmp_path / "cache"), "nothing half-written"
+        assert not list((tmp_path / "work").iterdir()), "no run directory"
+        return lines[0].removeprefix("kd-gym: ")
+
+    return run
+
+
+@pytest.fixture
+def light_checkpoint(tmp_path, monkeypatch):
+    """A folder with a tokenizer instead of the embedded model: data is read and carved under it."""
+    folder = tmp_path / "checkpoint"
+    tiny_tokenizer().save_pretrained(folder)
+    monkeypatch.setattr(lab, "checkpoint_folder", lambda name: folder)

@@ -317,7 +317,7 @@ def test_untuned_teachers_and_their_students_start_without_an_opinion():
     process = env.episodes.process
     batch = process.peek()
     assert not batch.teachers[0].logits.any()
-    assert not batch.encoded.logits.any()
+    assert not batch.logits.any()
     assert torch.equal(process.scale, torch.ones_like(process.scale))
 
 

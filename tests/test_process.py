@@ -1,8 +1,5 @@
 """The distillation process: one loss, many students, exact copies."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -190,38 +187,6 @@ def test_fork_may_hold_one_student_many_times(make_process):
     state = fork.snapshot().tensors["param.word"]
     assert torch.allclose(state[0], state[1], atol=1e-5)
     assert not torch.allclose(state[0], state[2], atol=1e-5)
-
-
-def test_students_of_a_stack_are_trained_by_as_many_threads_as_there_are(make_process, monkeypatch):
-    from kd_gym.backend.process import DistillationProcess
-
-    before, seen = torch.get_num_threads(), set()
-    forward = DistillationProcess._forward
-
-    def noted(self, params, slots, *args, **kwargs):
-        seen.add((tuple(slots), threading.get_ident(), torch.get_num_threads()))
-        return forward(self, params, slots, *args, **kwargs)
-
-    try:
-        torch.set_num_threads(4)
-        one, two = make_process(5), make_process(5)
-        for process in (one, two):
-            process.reset(range(5), [DEFAULT] * 5)
-        monkeypatch.setattr(DistillationProcess, "_forward", noted)
-        one.advance(weights(*[UNIFORM] * 5), 6)
-        assert {slots for slots, *_ in seen} == {(0,), (1,), (2,), (3, 4)}
-        assert len({thread for _, thread, _ in seen}) == 4
-        assert {threads for *_, threads in seen} == {1}
-        with ThreadPoolExecutor(1) as fresh:
-            assert torch.get_num_threads() == fresh.submit(torch.get_num_threads).result() == 4
-        two.advance(weights(*[UNIFORM] * 5), 6)
-        assert same(one.snapshot(), two.snapshot())
-        torch.set_num_threads(1)
-        seen.clear()
-        two.advance(weights(*[UNIFORM] * 5), 1)
-        assert [slots for slots, *_ in seen] == [tuple(range(5))]
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_student_that_diverges_ends_alone(make_process):

@@ -85,3 +85,18 @@ def test_profile_and_normalised_score():
     assert math.isnan(normalised(0.85, 0.8, 0.8))
     assert math.isnan(interval([0.5]).half)
     assert math.isnan(paired([1.0, 1.0], [0.0, 0.5]).correlation)
+
+
+def test_intervals_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    for size in (2, 3, 5, 30):
+        first, second = rng.normal(size=size), rng.normal(1, 2, size=size)
+        found = interval(first.tolist())
+        low, high = scipy_stats.t.interval(0.95, size - 1, first.mean(), scipy_stats.sem(first))
+        assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+        bounds = scipy_stats.ttest_rel(first, second).confidence_interval(0.95)
+        found = paired(first.tolist(), second.tolist())
+        assert (found.mean - found.half, found.mean + found.half) == pytest.approx((bounds.low, bounds.high))
+    assert interval([1.0, 2.0, 3.0]).text() == "2.000 ± 2.484"
+    assert math.isnan(interval([0.5]).half)
+    assert interval([0.5]).text() == "0.500"

@@ -172,17 +172,28 @@ def test_config_of_an_export_is_complete_json(tmp_path):
 
 def test_parameters_are_views_of_long_tensors_with_nothing_between_them():
     shapes = parameter_shapes(Architecture(2, 8, 2, 16, 11, 3)) | {"head.feature.0.weight": (8, 5)}
-    layout = Layout(shapes)
+    layout = Layout(shapes, long=100)
+    assert layout.alone == [
+        "word",
+        "position",
+        "0.kv.weight",
+        "0.up.weight",
+        "0.down.weight",
+        "1.kv.weight",
+        "1.up.weight",
+        "1.down.weight",
+    ]
     packed = layout.zeros(2, torch.float64, torch.device("cpu"))
     views = layout.views(packed)
     assert {name: tuple(view.shape[1:]) for name, view in views.items()} == shapes
     assert list(views) == list(shapes)
     values = {name: torch.randn_like(view) for name, view in views.items()}
-    layout.pack(values, packed)
-    assert all(torch.equal(views[name], value) for name, value in values.items() if name != "word")
-    assert not views["word"].any()  # whose gradient is written by rows
+    gathered = layout.pack(values, {name: packed[name] for name in ("matrices", "biases", "word")})
+    assert all(torch.equal(views[name], value) for name, value in values.items() if name not in layout.alone)
+    assert all(gathered[name] is values[name] for name in layout.alone if name != "word")
+    assert gathered["word"] is packed["word"]  # whose gradient is written by rows
     for group, decayed in (("matrices", True), ("biases", False)):
-        names = [name for name in shapes if name != "word" and decays(name) is decayed]
+        names = [name for name in shapes if name not in layout.alone and decays(name) is decayed]
         assert decays(group) is decayed
         assert packed[group].shape[1] % ALIGNED == 0
         assert packed[group].count_nonzero() == sum(values[name].numel() for name in names)

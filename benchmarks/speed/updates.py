@@ -158,7 +158,7 @@ def main() -> None:
     def keep_times(times: dict[str, list[float]]) -> None:
         ratios = {name: ratio(times, name, "kd-gym") for name in times}
         save(args.out, {**what, **about(device, data), "ms": times, "ratio": ratios, "missing": missing})
-        bars(args.out, times, f"student {args.layers} x {args.hidden}, dropout {args.dropout}, {data.source}")
+        bars(args.out, times, f"student {args.layers} x {args.hidden}, dropout {args.dropout:g}, {data.source}")
 
     times = alternate(contenders, args.repeats, args.updates, device, keep_times)
     print(f"student {args.layers} x {args.hidden}, dropout {args.dropout}, {data.source}, {device}")

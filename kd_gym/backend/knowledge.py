@@ -1,6 +1,6 @@
 """Knowledge types: what can be transferred, each as a loss with one value per sample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +24,14 @@ class TeacherBatch(NamedTuple):
     cls: Tensor
     detail: Detail | None = None
     late: Tensor | None = None
+
+
+def joined(parts: Sequence[TeacherBatch]) -> TeacherBatch:
+    """What one teacher says of several groups of students, of all of them together; live ones have one group."""
+    if len(parts) == 1:
+        return parts[0]
+    logits, cls, _, late = zip(*parts, strict=True)
+    return TeacherBatch(torch.cat(logits), torch.cat(cls), None, None if late[0] is None else torch.cat(late))
 
 
 class Batch(NamedTuple):

@@ -3,7 +3,6 @@
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +11,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kd_gym.backend.encoder import Encoded, Params, add_rows, clear_rows, encode, forward_flops, rows_norm
+from kd_gym.backend.encoder import Params, add_rows, clear_rows, encode, forward_flops, rows_norm
 from kd_gym.backend.optim import AdamWState, adamw_step, gradient_norms
 from kd_gym.backend.sampling import Selection, choose, difficulties, quantile_scores
 from kd_gym.backend.stack import StudentStack
 from kd_gym.backend.state import Context, State
-from kd_gym.backend.terms import Control, Evaluation, Forward, Trace
+from kd_gym.backend.terms import Control, Evaluation, Forward, Seen, Trace
+from kd_gym.backend.threads import in_threads
 from kd_gym.tasks.tokens import Tokens
 
 Hook = Callable[["DistillationProcess", Control], Control]
@@ -26,8 +26,8 @@ PROCESS_VERSION = 4  # a part of every kept score's key: raise it when a change 
 
 class Part(NamedTuple):
     """Students that are trained by one thread: which, and their share of parameters, by name and as they lie (see
-    `Layout`), of moments, and of gradients (kept, because fresh memory is slow; the word table's is zero between
-    updates).
+    `Layout`), of moments, and of what gradients are gathered in (kept, because fresh memory is slow; the word table's
+    is zero between updates).
     """
 
     slots: range
@@ -66,8 +66,9 @@ class DistillationProcess(StudentStack):
         super().__init__(*args, **kwargs)
         self.hook: Hook | None = None
         self._parted: dict[int, list[Part]] = {}
-        self._gradients = self.layout.zeros(self.students, self.dtype, self.device)
-        self._ahead: Forward | None = None  # of the coming batch, where it was looked at
+        kept = self.layout.zeros(self.students, self.dtype, self.device)
+        self._gradients = {name: kept[name] for name in (*self.layout.groups, "word")}
+        self._ahead: dict[range, Forward] = {}  # of the coming batch by part, where it was looked at
         self._looked = torch.full((self.students,), -1)  # the update whose pool each student has paid for
 
     def reset(self, seeds: Sequence[int], contexts: Sequence[Context], slots: Sequence[int] | None = None) -> None:
@@ -82,7 +83,7 @@ class DistillationProcess(StudentStack):
         self._forget(slots)
 
     def _forget(self, slots: Sequence[int] | None) -> None:
-        self._ahead = None
+        self._ahead = {}
         self._looked[slice(None) if slots is None else list(slots)] = -1
 
     def _parts(self, count: int) -> list[Part]:
@@ -104,50 +105,36 @@ class DistillationProcess(StudentStack):
         adam = AdamWState(own(moments.mean), own(moments.square), moments.step[slots.start : slots.stop])
         return Part(slots, params, packed, adam, own(self._gradients))
 
-    def _each(self, parts: list[Part], work: Callable[[Part], Any]) -> list[Any]:
-        """What `work` gives for each part, every one in a thread of its own with an equal share of the cores.
-
-        A second core makes an update of one small student a fifth faster, but lets two be trained at once.
-        """
-        if len(parts) == 1:
-            return [work(parts[0])]
-        threads = torch.get_num_threads()
-        share = threads // len(parts)
-        try:
-            with ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(share,)) as pool:
-                return list(pool.map(work, parts))
-        finally:
-            torch.set_num_threads(threads)  # of this thread it never changed, but of threads to come
-
-    def _back(self, total: Tensor, batch: Forward, part: Part) -> Tensor:
-        """Fill the part's gradients; returns their norm [n]. That of the word table stands until `clear_rows`."""
+    def _back(self, total: Tensor, batch: Forward, part: Part) -> tuple[Params, Tensor]:
+        """The gradients as parameters lie, and their norm [n]; that of the word table stands until `clear_rows`."""
         wanted = part.params | {"word": batch.encoded.word}
         found = torch.autograd.grad(total, list(wanted.values()), materialize_grads=True)
-        by_name, packed = dict(zip(wanted, found, strict=True)), part.gradients
-        self.layout.pack(by_name, packed)
-        rows = by_name["word"]
-        add_rows(packed["word"], batch.ids, rows)
-        return gradient_norms(packed | {"word": rows_norm(packed["word"], batch.ids, rows).unsqueeze(1)})
+        by_name, table = dict(zip(wanted, found, strict=True)), part.gradients["word"]
+        gradients, rows = self.layout.pack(by_name, part.gradients), by_name["word"]
+        add_rows(table, batch.ids, rows)
+        return gradients, gradient_norms(gradients | {"word": rows_norm(table, batch.ids, rows).unsqueeze(1)})
 
     def _step(self, part: Part, batch: Forward, weights: Tensor) -> Trace:
         """One update of a part's students after its forward pass; `weights` [n, K, M, B or 1] are those of losses."""
         slots = slice(part.slots.start, part.slots.stop)
         total = (weights * batch.losses).sum((1, 2)).mean(-1)
-        norms = self._back(total.sum(), batch, part)
+        gradients, norms = self._back(total.sum(), batch, part)
         norms = torch.where(total.detach().isfinite(), norms, torch.nan)
         for place in (~norms.isfinite().cpu()).nonzero().flatten().tolist():
             self.fail(part.slots[place], "the student's loss or gradient is not finite")
         norms = torch.where(self.failed[slots].to(norms.device), torch.nan, norms)
         rates = self.learning_rate()[slots]
-        adamw_step(part.packed, part.gradients, part.adam, rates, norms, self.recipe.clip, self.recipe.decay)
+        adamw_step(part.packed, gradients, part.adam, rates, norms, self.recipe.clip, self.recipe.decay)
         clear_rows(part.gradients["word"], batch.ids)
         self.update[slots] += 1
         self.cost.student[slots] += 3 * batch.flops  # the backward pass costs two forward passes
         return _trace(batch, norms)
 
     def _apart(self) -> list[Part]:
-        """As many parts as there are students and threads for, on a CPU; one elsewhere, where kernels take all."""
-        alone = self.device.type != "cpu" or self.live is not None
+        """As many parts as there are students and threads for, on a CPU; one elsewhere, where kernels take all, and
+        where a live teacher or a hook is asked about all students together.
+        """
+        alone = self.device.type != "cpu" or self.live is not None or self.hook is not None
         return self._parts(1 if alone else min(self.students, torch.get_num_threads()))
 
     def advance(self, control: Control, updates: int) -> Trace:
@@ -156,71 +143,77 @@ class DistillationProcess(StudentStack):
         A student whose loss or gradient is not finite is marked in `failed` [N] and stays as it was before.
         """
         begin, others = time.perf_counter(), self.cost.seconds.copy()
-        if self.hook is None and control.selection is None and self._ahead is None:
-            weights = self.weights(control)
+        weights = self.weights(control)
 
-            def train(part: Part) -> list[Trace]:
-                own = weights[part.slots.start : part.slots.stop]
-                return [self._step(part, self._forward(part.params, part.slots), own) for _ in range(updates)]
+        def train(part: Part) -> Trace:
+            return _mean([self._train(part, control, weights) for _ in range(updates)])
 
-            means = [_mean(traces) for traces in self._each(self._apart(), train)]
-            trace = Trace(*(torch.cat(column) for column in zip(*means, strict=True)))
-        else:
-            trace = _mean([self._guided(control) for _ in range(updates)])
+        trace = Trace(*(torch.cat(column) for column in zip(*in_threads(train, self._apart()), strict=True)))
+        self._ahead = {}
         spent = self.cost.seconds
         others_spent = sum(spent[part] - others[part] for part in ("teacher", "controller"))
         spent["student"] += time.perf_counter() - begin - others_spent
         return trace
 
-    def _guided(self, control: Control) -> Trace:
-        """One update of all students together, where a hook, a selection or a look at the batch comes before it."""
-        (everyone,) = self._parts(1)
+    def _train(self, part: Part, control: Control, weights: Tensor) -> Trace:
+        """One update of a part's students under a control, which a hook may change; `weights` are the control's."""
         if self.hook is not None:
             begin = time.perf_counter()
             control = self.hook(self, control)
+            weights = self.weights(control)
             self.cost.seconds["controller"] += time.perf_counter() - begin
-        drawn, factor = self._select(control.selection) if control.selection else (None, 1)
-        ahead, self._ahead = self._ahead, None
-        batch = self._forward(self.params, everyone.slots, drawn=drawn) if drawn or not ahead else ahead
-        return self._step(everyone, batch, self.weights(control) * factor)
+        weights = weights[part.slots.start : part.slots.stop]
+        drawn = None
+        if control.selection is not None:
+            drawn, factor = self._select(control.selection, part)
+            weights = weights * factor
+        ahead = self._ahead.pop(part.slots, None)
+        batch = self._forward(part.params, part.slots, drawn=drawn) if drawn or not ahead else ahead
+        return self._step(part, batch, weights)
 
     @torch.no_grad()
-    def _select(self, selection: Selection) -> tuple[tuple[Tensor, list[int]], Tensor]:
-        """The rows chosen for the coming update, with their widths, and the factor [N, 1, 1, B] of their losses."""
-        slots = range(self.students)
-        rows, widths = self._rows(slots, count=selection.pool)
-        scores = selection.scores.to(self.device)
+    def _select(self, selection: Selection, part: Part) -> tuple[tuple[Tensor, list[int]], Tensor]:
+        """The rows chosen for a part's coming update with their widths, and the factor [n, 1, 1, B] of their losses."""
+        own = slice(part.slots.start, part.slots.stop)
+        rows, widths = self._rows(part.slots, count=selection.pool)
+        scores = selection.scores[own].to(self.device)
         if scores.dim() == 3:
-            pool = self._forward(self.params, slots, drawn=(rows, widths))
-            self.cost.student += pool.flops
+            pool = self._forward(part.params, part.slots, drawn=(rows, widths))
+            self.cost.student[own] += pool.flops
             measures = difficulties(pool.encoded.logits, pool.teachers[0], pool.labels)
             scores = quantile_scores(measures, scores)
-        keys = list(zip(self.lessons.seeds, self.update.tolist(), strict=True))
+        keys = list(zip(self.lessons.seeds[own], self.update[own].tolist(), strict=True))
         places, weights = choose(selection, scores, self.recipe.batch, keys)
         return (rows.gather(-1, places), widths), weights.to(self.scale)[:, None, None]
 
-    def peek(self, pool: int | None = None) -> Forward:
+    def peek(self, pool: int | None = None) -> Seen:
         """What students and teachers make of the batch that is trained on next, or of a pool of candidates for it.
 
         The coming update takes over the pass over its batch, so that it costs nothing more; one over a pool does.
         """
-        begin = time.perf_counter()
-        slots = range(self.students)
-        if pool is None:
-            batch = self._ahead = self._ahead or self._forward(self.params, slots)
-            if self.live is not None:  # whose teachers may change before the update: the pass is made again
-                self._ahead = None
-                self.cost.student += batch.flops
-        else:
-            fresh, before = (self._looked != self.update).numpy(), self.cost.teacher.copy()
-            with torch.no_grad():
-                batch = self._forward(self.params, slots, drawn=self._rows(slots, count=pool))
-            self.cost.student += batch.flops * fresh
+        begin, parts = time.perf_counter(), self._apart()
+
+        def ahead(part: Part) -> Forward:
+            return self._ahead.get(part.slots) or self._forward(part.params, part.slots)
+
+        @torch.no_grad()
+        def candidates(part: Part) -> Forward:
+            return self._forward(part.params, part.slots, drawn=self._rows(part.slots, count=pool))
+
+        before = self.cost.teacher.copy()
+        passes = in_threads(ahead if pool is None else candidates, parts)
+        flops = np.concatenate([one.flops for one in passes])
+        if pool is not None:
+            fresh = (self._looked != self.update).numpy()
+            self.cost.student += flops * fresh
             self.cost.teacher[~fresh] = before[~fresh]
             self._looked = self.update.clone()
+        elif self.live is not None:  # whose teachers may change before the update: the pass is made again
+            self.cost.student += flops
+        else:
+            self._ahead = {part.slots: one for part, one in zip(parts, passes, strict=True)}
         self.cost.seconds["student"] += time.perf_counter() - begin
-        logits, cls, word = (part.detach() for part in batch.encoded[:3])
-        return batch._replace(losses=batch.losses.detach(), encoded=Encoded(logits, cls, word))
+        return Seen.of(passes)
 
     @torch.no_grad()
     def review(self) -> tuple[Tensor, Tensor]:
@@ -252,7 +245,7 @@ class DistillationProcess(StudentStack):
             encoded = [encode(part.params, self.init.arch, tokens, self.recipe.attention) for tokens, _ in batches]
             return torch.cat([each.logits for each in encoded], 1)
 
-        logits = torch.cat(self._each(self._apart(), look))
+        logits = torch.cat(in_threads(look, self._apart()))
         labels = torch.cat([target for _, target in batches])
         loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(self.students), reduction="none")
         predicted = logits.argmax(-1)

@@ -1,14 +1,16 @@
 """The words that a distillation process is spoken to in: recipe, control, and what it answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kd_gym.backend.encoder import Attention, Encoded
-from kd_gym.backend.knowledge import TeacherBatch
+from kd_gym.backend.knowledge import TeacherBatch, joined
 from kd_gym.backend.sampling import Selection
 
 
@@ -60,6 +62,29 @@ class Forward(NamedTuple):
     labels: Tensor
     ids: Tensor
     flops: NDArray[np.int64]
+
+
+class Seen(NamedTuple):
+    """What students and teachers make of a batch, without gradients: the students' logits [N, B, C] and [CLS] states of
+    every layer [N, L, B, H], each teacher's word, and the labels as the students see them [N, B].
+    """
+
+    logits: Tensor
+    cls: Tensor
+    teachers: list[TeacherBatch]
+    labels: Tensor
+
+    @classmethod
+    def of(cls, passes: Sequence[Forward]) -> "Seen":
+        """The passes of all parts of a stack, one after the other."""
+        teachers = [joined(each) for each in zip(*(one.teachers for one in passes), strict=True)]
+        encoded = [one.encoded for one in passes]
+        return cls(
+            torch.cat([one.logits.detach() for one in encoded]),
+            torch.cat([one.cls.detach() for one in encoded]),
+            teachers,
+            torch.cat([one.labels for one in passes]),
+        )
 
 
 class Trace(NamedTuple):

@@ -7,6 +7,7 @@ families (`knowledge_select.py`) the meaning of an action.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -148,11 +149,11 @@ class Episodes:
         return np.where(failed, FAILURE_REWARD, rewards)
 
     def _record(self, trace: Trace) -> None:
-        scaled = (trace.losses / self.process.scale.mean(-1).float().cpu()).numpy()
-        self.loss = _SMOOTH * self.loss + (1 - _SMOOTH) * scaled
-        self.agreement = trace.agreement.double().numpy()
-        self.teacher_accuracy = trace.teacher_accuracy.double().numpy()
-        self.trace = torch.stack((trace.entropy, trace.gradient_norm), 1).double().numpy()
+        losses, norm, entropy, agreement, accuracy = (part.numpy() for part in trace)
+        self.loss = _SMOOTH * self.loss + (1 - _SMOOTH) * losses / self.process.scale.mean(-1).float().cpu().numpy()
+        self.agreement = agreement.astype(np.float64)
+        self.teacher_accuracy = accuracy.astype(np.float64)
+        self.trace = np.stack((entropy, norm), 1).astype(np.float64)
 
     def _measure(self, evaluation: Evaluation, due: NDArray[np.bool_]) -> None:
         now, right = _bounded(evaluation.cross_entropy), evaluation.accuracy.double().numpy()
@@ -226,13 +227,15 @@ class Episodes:
         }
         if self.config.observation == "cls":
             coming = self.process.peek()
-            for name, side in (("student", coming.encoded), ("teacher", coming.teachers[0])):
+            for name, side in (("student", coming), ("teacher", coming.teachers[0])):
                 values[f"{name}_cls"] = side.cls[:, -1].mean(1).float().cpu().numpy()
         return values
 
     def info(self, slot: int) -> dict[str, Any]:
         """What is known of an episode, as a function of (id, kwargs, seed, actions)."""
-        drop, uniform, batch, penalty = (float(x) for x in self.terms[slot])
+        drop, uniform, batch, penalty = self.terms[slot].tolist()
+        entropy, norm = self.trace[slot].tolist()
+        agreement, accuracy = self.agreement[slot].tolist(), self.teacher_accuracy[slot].tolist()
         names = self.recipe.teacher_names(self.process.lessons.contexts[slot].teachers)
         return {
             "episode_seed": int(self.seed[slot]),
@@ -253,14 +256,14 @@ class Episodes:
                 "accuracy": float(self.accuracy[slot]),
             },
             "student": {
-                "agreement": float(self.agreement[slot].mean()),
-                "teacher_accuracy": float(self.teacher_accuracy[slot].mean()),
-                "entropy": float(self.trace[slot, 0]),
-                "gradient_norm": float(np.nan_to_num(self.trace[slot, 1], nan=-1.0, posinf=-1.0)),
+                "agreement": fmean(agreement),
+                "teacher_accuracy": fmean(accuracy),
+                "entropy": entropy,
+                "gradient_norm": norm if math.isfinite(norm) else -1.0,
             },
             "teachers": [
-                {"name": name, "agreement": float(a), "accuracy": float(b)}
-                for name, a, b in zip(names, self.agreement[slot], self.teacher_accuracy[slot], strict=True)
+                {"name": name, "agreement": a, "accuracy": b}
+                for name, a, b in zip(names, agreement, accuracy, strict=True)
             ],
             "flops": int(self.process.cost.flops[slot]),
             "empty_selections": int(self.empty[slot]),

@@ -57,8 +57,13 @@ def features(
 
 def space(table: list[Feature]) -> spaces.Box:
     """The box of the vector."""
-    low, high = (np.concatenate([np.full(f.size, getattr(f, side)) for f in table]) for side in ("low", "high"))
-    return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+    return spaces.Box(*_bounds(table), dtype=np.float32)
+
+
+def _bounds(table: list[Feature]) -> tuple[Array, Array]:
+    sizes, ends = [f.size for f in table], np.array([(f.low, f.high) for f in table], np.float32)
+    low, high = ends.repeat(sizes, axis=0).T
+    return low, high
 
 
 def vector(table: list[Feature], values: dict[str, NDArray[np.floating]]) -> Array:
@@ -66,11 +71,9 @@ def vector(table: list[Feature], values: dict[str, NDArray[np.floating]]) -> Arr
 
     Something that is not finite (of a student that failed) becomes the upper bound.
     """
-    columns = []
-    for feature in table:
-        value = np.asarray(values[feature.name], np.float32).reshape(-1, feature.size)
-        columns.append(np.clip(np.nan_to_num(value, nan=feature.high, posinf=feature.high), feature.low, feature.high))
-    return np.concatenate(columns, axis=1)
+    columns = [np.asarray(values[feature.name], np.float32).reshape(-1, feature.size) for feature in table]
+    low, high = _bounds(table)
+    return np.maximum(np.fmin(np.concatenate(columns, axis=1), high), low)  # fmin takes the bound where there is NaN
 
 
 def rows_space(single: spaces.Box, count: int) -> spaces.Box:

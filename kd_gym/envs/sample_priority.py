@@ -131,8 +131,8 @@ class SamplePriority(Family):
         if self.granularity == "batch":
             return super().observe(episodes)
         seen = episodes.process.peek(self.pool)
-        teacher, student = seen.teachers[0].logits.log_softmax(-1), seen.encoded.logits.log_softmax(-1)
-        entropy, loss, apart = difficulties(seen.encoded.logits, seen.teachers[0], seen.labels).unbind(1)
+        teacher, student = seen.teachers[0].logits.log_softmax(-1), seen.logits.log_softmax(-1)
+        entropy, loss, apart = difficulties(seen.logits, seen.teachers[0], seen.labels).unbind(1)
         teacher_loss = -teacher.gather(-1, seen.labels.unsqueeze(-1)).squeeze(-1)
         top = student.exp().topk(2).values
         most = float(np.log(student.shape[-1]))

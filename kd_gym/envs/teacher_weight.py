@@ -111,10 +111,10 @@ class TeacherWeight(Family):
         if self.granularity == "batch":
             return super().observe(episodes)
         coming = episodes.process.peek()
-        log_p = torch.stack([t.logits.log_softmax(-1) for t in coming.teachers], 2)  # [N, B, M, C]
+        log_p = torch.stack([t.logits for t in coming.teachers], 2).log_softmax(-1)  # [N, B, M, C]
         chosen = coming.labels[:, :, None, None].expand(-1, -1, self.m, 1)
         loss = -log_p.gather(-1, chosen).squeeze(-1)
-        own = coming.encoded.logits.log_softmax(-1)
+        own = coming.logits.log_softmax(-1)
         hard = -own.gather(-1, coming.labels.unsqueeze(-1)).squeeze(-1)
         done = (episodes.process.update / self.recipe.process.horizon).clamp(max=1)
         values = {
