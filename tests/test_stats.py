@@ -100,3 +100,10 @@ def test_intervals_are_those_of_scipy():
     assert interval([1.0, 2.0, 3.0]).text() == "2.000 ± 2.484"
     assert math.isnan(interval([0.5]).half)
     assert interval([0.5]).text() == "0.500"
+
+
+def test_scores_that_are_all_equal_correlate_with_nothing():
+    equal, other = [0.8122270742358079] * 5, [0.79, 0.78, 0.8, 0.785, 0.787]
+    assert np.std(equal) > 0  # the rounding that must not count
+    assert math.isnan(paired(equal, other).correlation)
+    assert math.isnan(paired([0.8], [0.7]).correlation)

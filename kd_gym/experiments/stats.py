@@ -72,9 +72,10 @@ def paired(first: Values, second: Values) -> Paired:
     """The mean of `first - second` over equal seeds."""
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     apart = interval((a - b).tolist())
-    spread = a.std() * b.std() if len(a) > 1 else 0.0
-    correlation = float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else float("nan")
-    return Paired(apart.mean, apart.half, correlation)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:  # also of one seed; a standard deviation of equal values may be 1e-17
+        return Paired(apart.mean, apart.half, float("nan"))
+    correlation = ((a - a.mean()) * (b - b.mean())).mean() / (a.std() * b.std())
+    return Paired(apart.mean, apart.half, float(correlation))
 
 
 def normalised(score: float, uniform: float, teacher: float) -> float:
