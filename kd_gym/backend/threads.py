@@ -1,4 +1,4 @@
-"""Threads for the parts of a stack, kept from one call to the next: a new thread finds its memory slow."""
+"""Threads for the parts of a stack, kept from one call to the next: at instance granularity a call is one update."""
 
 import os
 from collections.abc import Callable, Sequence
