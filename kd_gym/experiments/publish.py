@@ -133,9 +133,9 @@ def claim_cells(claim: Claim, tables: Sequence[Table]) -> list[list[str]]:
     ]
 
 
-def page(results: Results) -> str:
+def _page(results: Results, tables: Sequence[Table], every: Sequence[Overall]) -> str:
     """All tables of a suite as one Markdown page."""
-    suite, tables = results.suite, tables_of(results)
+    suite = results.suite
     wanted = {t for stage in suite.stages for t in trials_of(suite, stage)}
     lines = [
         f"# Results: {results.folder.name}",
@@ -153,7 +153,7 @@ def page(results: Results) -> str:
     for table in tables:
         lines += [f"## {table.title}", "", markdown(heads(table), [cells(row) for row in table.rows]), ""]
         lines += [*(f"- {line}" for line in provenance(table)), ""]
-    if every := overall(tables):
+    if every:
         lines += [
             "## Over all ids (default context)",
             "",
@@ -175,9 +175,9 @@ def page(results: Results) -> str:
 def write_tables(results: Results) -> None:
     """Write `table.md`, `table.tex` and `table.json` beside the records."""
     suite, tables = results.suite, tables_of(results)
-    write_text(results.folder / "table.md", page(results))
-    parts = [latex(heads(t), [cells(row) for row in t.rows], t.title) for t in tables]
     every = overall(tables)
+    write_text(results.folder / "table.md", _page(results, tables, every))
+    parts = [latex(heads(t), [cells(row) for row in t.rows], t.title) for t in tables]
     if every:
         parts.append(latex(OVERALL, [overall_cells(line) for line in every], "Over all ids (default context)"))
     parts += [latex(claim_heads(claim), claim_cells(claim, tables), f"Claim: {claim.text}") for claim in suite.claims]
