@@ -6,9 +6,9 @@ from typing import Literal, get_args, get_origin
 import gymnasium as gym
 import pytest
 import torch
-from commands import written
 
 import kd_gym  # noqa: F401 (registers the ids)
+from commands import written
 from kd_gym.backend.live import LiveTeacher
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.terms import Recipe

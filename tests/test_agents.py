@@ -7,10 +7,10 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from conftest import variants, words
 from safetensors.numpy import load_file
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from conftest import variants, words
 from kd_gym import KDGymError
 from kd_gym.agents.heuristics import SCHEDULES
 from kd_gym.agents.protocol import AGENTS, Controller, agent_class, make_controller

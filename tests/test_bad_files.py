@@ -4,10 +4,10 @@ import re
 
 import pyarrow as pa
 import pytest
-from commands import SST2, refused
-from given import embedded_or_skip
 from pyarrow import parquet
 
+from commands import SST2, refused
+from given import embedded_or_skip
 from kd_gym.tasks import embedded
 from kd_gym.tasks.readers import SUFFIXES
 from kd_gym.tasks.task import TASKS

@@ -1,8 +1,8 @@
 """A name that is wrong is answered with the nearest one, in one line."""
 
 import pytest
-from commands import SST2, TINY, refused
 
+from commands import SST2, TINY, refused
 from kd_gym import ENV_IDS
 from kd_gym.agents.protocol import AGENTS
 from kd_gym.backend.knowledge import KNOWLEDGE

@@ -1,8 +1,8 @@
 """Options and folders that do not do are one line, and leave nothing behind."""
 
 import pytest
-from commands import SST2, TINY
 
+from commands import SST2, TINY
 from kd_gym.cli import main
 
 pytestmark = pytest.mark.usefixtures("own_folder")

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import Here
 
+from conftest import Here
 from kd_gym.cli import main
 from kd_gym.errors import KDGymError
 from kd_gym.experiments.benchmark import benchmark, locked, read_results, record_file

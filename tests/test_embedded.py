@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from given import embedded_or_skip, write
 
+from given import embedded_or_skip, write
 from kd_gym.errors import KDGymError
 from kd_gym.files import file_digest
 from kd_gym.tasks import embedded

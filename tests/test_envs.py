@@ -8,12 +8,12 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import variants, words
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector.utils import iterate
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
+from conftest import variants, words
 from kd_gym import ENV_IDS, KDGymError
 from kd_gym.envs import observation
 from kd_gym.envs.contexts import HELD_OUT, SETS, TRAIN, draw_context

@@ -8,8 +8,8 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
-from given import Table, embedded_or_skip, made_table, rows_of, write
 
+from given import Table, embedded_or_skip, made_table, rows_of, write
 from kd_gym.errors import KDGymError
 from kd_gym.tasks import embedded
 from kd_gym.tasks.readers import Rows

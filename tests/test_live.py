@@ -6,7 +6,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from test_teachers import CPU, FORMS, config_of, save_model, tokenizer_of
 from transformers import BertConfig
 
 from kd_gym.backend.encoder import keep
@@ -22,6 +21,7 @@ from kd_gym.experiments.setup import EnvSpec
 from kd_gym.tasks.data import build_data
 from kd_gym.tasks.sources import Source
 from kd_gym.tasks.task import TASKS
+from test_teachers import CPU, FORMS, config_of, save_model, tokenizer_of
 
 
 @pytest.fixture(params=FORMS)

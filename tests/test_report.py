@@ -8,8 +8,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 import yaml
-from conftest import Here
 
+from conftest import Here
 from kd_gym.analysis import figures
 from kd_gym.analysis.figures import Difference, Point, drawn, score_against_cost
 from kd_gym.cli import main

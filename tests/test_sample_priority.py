@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from conftest import variants, words
 from families import INSTANCE, SAMPLES, after, same
-
 from kd_gym import KDGymError
 from kd_gym.backend.encoder import encode
 from kd_gym.backend.sampling import Selection, choose, difficulties, quantile_scores

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from given import made_table, rows_of, write
 
+from given import made_table, rows_of, write
 from kd_gym.backend.tiny import tiny_tokenizer
 from kd_gym.errors import KDGymError
 from kd_gym.tasks.data import build_data

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from conftest import variants, words
 from families import INSTANCE, TEACHERS, after, params, same, shown
-
 from kd_gym import ENV_IDS
 from kd_gym.backend.encoder import encode
 from kd_gym.backend.state import Context

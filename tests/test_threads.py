@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from families import same
 
+from families import same
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.sampling import Selection
 from kd_gym.backend.state import Context

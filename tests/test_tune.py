@@ -5,8 +5,8 @@ import json
 
 import optuna
 import pytest
-from conftest import Here
 
+from conftest import Here
 from kd_gym.agents.protocol import AGENTS
 from kd_gym.cli import main
 from kd_gym.errors import KDGymError

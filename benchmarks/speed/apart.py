@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from bench import about, architecture, device_of, even, make_process, parser, save, sst2, synchronise
 
+from bench import about, architecture, device_of, even, make_process, parser, save, sst2, synchronise
 from kd_gym.backend.encoder import Architecture, add_rows, clear_rows, forward_flops, rows_norm
 from kd_gym.backend.optim import adamw_step, gradient_norms
 from kd_gym.backend.process import DistillationProcess, _trace

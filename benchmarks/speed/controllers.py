@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from bench import (
     Contender,
     Run,
@@ -44,9 +46,6 @@ from bench import (
     sst2,
     table,
 )
-from naive import NAIVE, RATE, Naive
-from torch import Tensor
-
 from kd_gym.backend.live import LiveTeacher, open_teacher
 from kd_gym.backend.memory import forget_peak, peak_bytes
 from kd_gym.backend.process import DistillationProcess
@@ -56,6 +55,7 @@ from kd_gym.experiments.setup import EnvSpec, agent_for
 from kd_gym.tasks import embedded
 from kd_gym.tasks.batches import Buckets, RowStream
 from kd_gym.tasks.data import TaskData
+from naive import NAIVE, RATE, Naive
 
 STUDENT, BATCH = (2, 128), 32  # layers and width
 PLAIN = "kd-gym: plain KD"

@@ -28,6 +28,9 @@ from typing import Any, NoReturn
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
 from bench import (
     Contender,
     Run,
@@ -43,10 +46,6 @@ from bench import (
     table,
     verdict,
 )
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from naive_env import NaiveEnv
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
-
 from kd_gym.envs.episodes import EpisodeConfig, Episodes
 from kd_gym.envs.faces import DistillationEnv
 from kd_gym.envs.family import Family
@@ -56,6 +55,7 @@ from kd_gym.envs.recipes import Origin
 from kd_gym.envs.teacher_weight import TeacherWeight
 from kd_gym.experiments.setup import EnvSpec, agent_for
 from kd_gym.tasks.data import TaskData
+from naive_env import NaiveEnv
 
 ENV = "KnowledgeSelect-SST2"
 AGENTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -16,6 +16,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+
 from bench import (
     Contender,
     about,
@@ -29,7 +30,6 @@ from bench import (
     spread,
     sst2,
 )
-
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.state import Context
 from kd_gym.tasks.data import TaskData

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import even
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench import even
 from kd_gym.backend.checkpoint import StudentInit
 from kd_gym.backend.encoder import Architecture
 from kd_gym.backend.live import LiveTeacher

@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
+
 from bench import (
     Contender,
     about,
@@ -29,7 +30,6 @@ from bench import (
     save,
     sst2,
 )
-
 from kd_gym.errors import KDGymError
 
 

@@ -19,12 +19,12 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from bench import soft
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
+from bench import soft
 from kd_gym.backend.encoder import Architecture
 from kd_gym.backend.knowledge import matched_layers
 from kd_gym.tasks import embedded

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bench import TAU, Contender, Run, soft, synchronise
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
@@ -46,6 +45,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from bench import TAU, Contender, Run, soft, synchronise
 from kd_gym.backend.encoder import Architecture
 from kd_gym.tasks import embedded
 from kd_gym.tasks.batches import RowStream

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from bench import (
     Contender,
     about,
@@ -43,7 +44,6 @@ from bench import (
     table,
     verdict,
 )
-
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.state import Context
 from kd_gym.backend.store import TeacherStore, open_store, store_key, teacher_store

@@ -24,6 +24,8 @@ who look up its logits. The last column says how many times as fast kd-gym with 
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from bench import (
     Contender,
     Run,
@@ -40,13 +42,11 @@ from bench import (
     sst2,
     table,
 )
-from peers import RATE, Batches, Work, kd_loss, peers
-from torch import Tensor
-
 from kd_gym.backend.encoder import Dropout, Encoded, Params, keep
 from kd_gym.backend.meta import dropout_of
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.tasks.tokens import Tokens
+from peers import RATE, Batches, Work, kd_loss, peers
 
 
 class HalfPrecision(DistillationProcess):
