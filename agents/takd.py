@@ -51,7 +51,7 @@ class TAKD(FixedWeights):
             )
         network = BertNetwork(replace(teacher.network.arch, layers=depth))
         starts = {name: cut_layers(teacher.start(name), depth, teacher.depth) for name in process.lessons.teachers}
-        assistant = LiveTeacher(network, starts, 1, False, process.device, process.dtype, teacher.mixed)
+        assistant = LiveTeacher(network, starts, 1, False, process.device, process.dtype, teacher.precision)
         assistant.reset(0, process.lessons.contexts[0].teachers)
         process.adopt(assistant)
         tau, horizon = self.recipe.process.tau, self.recipe.process.horizon

@@ -1,4 +1,5 @@
-"""Why this student and this horizon: what other sizes, horizons, batches and rates bring on `select`, and their cost.
+"""Why this student and this horizon: what other sizes, horizons, batches, rates and precisions bring on `select`, and
+their cost.
 
     python benchmarks/students.py [--env KnowledgeSelect-SST2] [--data auto] [--seeds 4] [--out FILE]
 
@@ -14,20 +15,24 @@ from typing import Any
 import torch
 
 from kd_gym.backend.state import Context
+from kd_gym.backend.teacher import fast_bfloat16
 from kd_gym.backend.terms import Control
 from kd_gym.envs.lab import open_lab
 from kd_gym.envs.recipes import EnvRecipe
 from kd_gym.experiments.setup import EnvSpec
 
+HALF = {"precision": "bfloat16"}
 SEEDS = 3_000_000_000  # as in game.py: apart from those of training, selection and evaluation
 
 
-def variants(recipe: EnvRecipe) -> dict[str, EnvRecipe]:
-    """The id's own recipe and others beside it, by name."""
+def variants(recipe: EnvRecipe, half: bool) -> dict[str, EnvRecipe]:
+    """The id's own recipe and others beside it, by name; those in bfloat16 where there is `half` precision."""
 
     def other(process: dict[str, Any] | None = None, **student: Any) -> EnvRecipe:
         return replace(recipe, process=replace(recipe.process, **(process or {})), **student)
 
+    wide = {"layers": 3, "hidden": 384, "heads": 12}
+    in_half = {"bfloat16": other(HALF), "3 layers, width 384, bfloat16": other(HALF, **wide)}
     return {
         "the id's own": recipe,
         "1 layer": other(layers=1),
@@ -41,6 +46,8 @@ def variants(recipe: EnvRecipe) -> dict[str, EnvRecipe]:
         "300 updates": other({"horizon": 300}),
         "rate 5e-4": other({"learning_rate": 5e-4}),
         "rate 2e-3": other({"learning_rate": 2e-3}),
+        "3 layers, width 384": other(**wide),
+        **(in_half if half else {}),
     }
 
 
@@ -61,7 +68,7 @@ def main() -> None:
         "| variant | `select` accuracy | cross-entropy | ms per update | seconds per episode |",
         "|---|---|---|---|---|",
     ]
-    for name, recipe in variants(own).items():
+    for name, recipe in variants(own, fast_bfloat16(spec.lab().device)).items():
         lab = open_lab(recipe, args.data)
         process = lab.process(args.seeds, [Context().teachers])
         process.reset([SEEDS + i for i in range(args.seeds)], [Context()] * args.seeds)

@@ -150,7 +150,7 @@ def test_faithful_lgtm_is_the_released_codes_formula():
         return process.encode(params, batch, plain=True).logits
 
     def teacher(params, batch):
-        return live.network(params, batch, feedback.keep, False).logits
+        return live.network(params, batch, feedback.keep, False, "float32").logits
 
     at = {name: value.detach().clone().requires_grad_() for name, value in process.params.items()}
     p_t = log_p(teacher, live.params, tokens).exp().detach()

@@ -87,9 +87,9 @@ def test_what_is_seen_of_a_batch_does_not_depend_on_the_threads(made, threads, p
         assert torch.equal(one.cls, other.cls)
 
 
-def test_a_look_or_a_choice_of_rows_before_an_update_is_that_students_own_in_any_number_of_threads(made, threads):
+def test_a_look_a_choice_of_rows_and_a_review_are_a_students_own_in_any_number_of_threads(made, threads):
     scores = torch.rand(3, 3, 4, generator=torch.Generator().manual_seed(0))
-    ends = []
+    ends, reviews = [], []
     for count in (1, 3):
         threads(count)
         process = made(3, dtype=torch.float64)
@@ -97,7 +97,9 @@ def test_a_look_or_a_choice_of_rows_before_an_update_is_that_students_own_in_any
         process.peek()
         process.advance(even(3), 2)
         ends.append(process)
+        reviews.append(torch.stack(process.review()))
     one, other = ends
+    assert torch.allclose(*reviews, atol=1e-9)
     assert all(torch.allclose(value, other.params[name], atol=1e-9) for name, value in one.params.items())
     assert one.cost.student.tolist() == other.cost.student.tolist()
 

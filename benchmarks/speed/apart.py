@@ -5,9 +5,9 @@
 The parts of an update are timed one after the other, in one thread pool (so a stack is not split over threads here):
 rows and tokens, what teachers say, forward pass, control (the weights of the losses), losses, backward pass, table (the
 rows' gradients added to the word table's), gradients (put into long tensors, and their norm), optimiser, bookkeeping
-(what observations are told of the update, and its cost). The matrix products of one update, forward and back, are then
-repeated alone, on the same shapes: that is the least that the update could take, `products`. `peak` is the rate of a
-product of 1024 x 1024.
+(what observations are told of the update, and its cost); in float32, and in bfloat16 where that is fast. The
+matrix products of one update, forward and back, are then repeated alone, on the same shapes: that is the least that the
+update could take, `products`. `peak` is the rate of a product of 1024 x 1024.
 """
 
 import statistics
@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from bench import about, architecture, device_of, even, make_process, parser, save, sst2, synchronise
-from kd_gym.backend.encoder import Architecture, add_rows, clear_rows, forward_flops, rows_norm
+from kd_gym.backend.encoder import Architecture, Precision, add_rows, clear_rows, forward_flops, rows_norm
 from kd_gym.backend.optim import adamw_step, gradient_norms
 from kd_gym.backend.process import DistillationProcess, _trace
+from kd_gym.backend.teacher import fast_bfloat16
 from kd_gym.backend.terms import Forward
 
 
@@ -136,28 +137,31 @@ def main() -> None:
     args = options.parse_args()
     device, data = device_of(args), sst2()
     arch = architecture(data, args.layers, args.hidden)
+    kinds: tuple[Precision, ...] = ("float32", "bfloat16") if fast_bfloat16(device) else ("float32",)
     told = {**about(device, data), "layers": args.layers, "hidden": args.hidden, "students": {}}
     for n in args.students:
-        process = make_process(data, arch, n, device)
-        take_apart(process, 10)
-        parts = {name: value / n for name, value in take_apart(process, args.updates).items()}
+        parts = {}
+        for precision in kinds:
+            process = make_process(data, arch, n, device, precision=precision)
+            take_apart(process, 10)
+            parts[precision] = {name: value / n for name, value in take_apart(process, args.updates).items()}
         widths = [process.lessons.buckets.width[process.lessons.buckets.visit(u)[0]] for u in range(10, 110)]
         width = round(statistics.median(widths))
         batch = process.recipe.batch
-        rates = {"fp32": peak(torch.float32, device), "bf16": peak(torch.bfloat16, device)}
-        least = {
-            name: alone(arch, n, batch * width, batch, dtype, device) / n
-            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
-        }
+        types = {precision: getattr(torch, precision) for precision in kinds}
+        rates = {precision: peak(dtype, device) for precision, dtype in types.items()}
+        least = {name: alone(arch, n, batch * width, batch, dtype, device) / n for name, dtype in types.items()}
         gflop = 3 * forward_flops(arch, batch, width) / 1e9
         told["students"][n] = {"ms": parts, "products": least, "peak": rates, "gflop": gflop, "width": width}
         print(f"N = {n}: milliseconds for one update of one student ({args.layers} x {args.hidden}, width {width})")
-        for name, value in parts.items():
-            print(f"  {name:16s} {value:7.2f}  {value / parts['all parts']:6.1%}")
-        for name, value in least.items():
+        for precision, ms in parts.items():
+            print(f"  in {precision}")
+            for name, value in ms.items():
+                print(f"    {name:16s} {value:7.2f}  {value / ms['all parts']:6.1%}")
+            value = least[precision]
             print(
-                f"  products alone, {name}: {value:.2f} ms ({gflop / value * 1e3:.0f} of {rates[name]:.0f} GFLOP/s at"
-                f" 1024 x 1024): the update takes {parts['all parts'] / value:.2f} times that"
+                f"    products alone: {value:.2f} ms ({gflop / value * 1e3:.0f} of {rates[precision]:.0f} GFLOP/s at"
+                f" 1024 x 1024), {value / ms['all parts']:.0%} of the update"
             )
         save(args.out, told)
 

@@ -23,7 +23,7 @@ import transformers
 from torch import Tensor
 
 from kd_gym.backend.checkpoint import StudentInit
-from kd_gym.backend.encoder import Architecture
+from kd_gym.backend.encoder import Architecture, Precision
 from kd_gym.backend.process import DistillationProcess
 from kd_gym.backend.state import Context
 from kd_gym.backend.store import TeacherStore
@@ -101,10 +101,11 @@ def make_process(
     knowledge: Sequence[str] = ("hard", "response"),
     teachers: int = 1,
     kind: type[DistillationProcess] = DistillationProcess,
+    precision: Precision = "float32",
 ) -> DistillationProcess:
     """This backend with so many students that have just been reset."""
     stores = (random_store(data, device),) * teachers
-    recipe = Recipe(tuple(knowledge), horizon=1_000_000, batch=batch, learning_rate=1e-4, tau=TAU)
+    recipe = Recipe(tuple(knowledge), 1_000_000, batch, learning_rate=1e-4, tau=TAU, precision=precision)
     process = kind(data.split("train"), {"full": stores}, random_start(data, arch), recipe, students, device)
     process.reset(list(range(students)), [Context()] * students)
     return process

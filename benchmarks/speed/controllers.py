@@ -46,6 +46,7 @@ from bench import (
     sst2,
     table,
 )
+from kd_gym.backend.encoder import Precision
 from kd_gym.backend.live import LiveTeacher, open_teacher
 from kd_gym.backend.memory import forget_peak, peak_bytes
 from kd_gym.backend.process import DistillationProcess
@@ -96,13 +97,13 @@ def with_modules(naive: Naive, drawn: Drawn, device: torch.device) -> Run:
     return run
 
 
-def live_teacher(data: TaskData, device: torch.device, untuned: bool, mixed: bool) -> LiveTeacher:
+def live_teacher(data: TaskData, device: torch.device, untuned: bool, precision: Precision) -> LiveTeacher:
     """MiniLM-L6 with a head of zeros, or with a random one, which stands for a tuned teacher's."""
     network, start = open_teacher(embedded.minilm(), data.vocabulary, data.classes, device, untuned=True)
     if not untuned:
         random = torch.Generator().manual_seed(0)
         start["classifier.weight"] = torch.randn(start["classifier.weight"].shape, generator=random) * 0.02
-    return LiveTeacher(network, {"full": start}, 1, untuned, device, mixed=mixed)
+    return LiveTeacher(network, {"full": start}, 1, untuned, device, precision=precision)
 
 
 def controlled(data: TaskData, device: torch.device, name: str, form: str) -> Run:
@@ -112,7 +113,9 @@ def controlled(data: TaskData, device: torch.device, name: str, form: str) -> Ru
     recipe = replace(
         env.family.recipe.process, horizon=1_000_000, batch=BATCH, learning_rate=RATE, decay=0.0, scale_batches=0
     )
-    live = live_teacher(data, device, agent.options["teacher"] == "untuned", form == "bfloat16")
+    live = live_teacher(
+        data, device, agent.options["teacher"] == "untuned", "bfloat16" if form == "bfloat16" else "float32"
+    )
     stores, start = {"full": (random_store(data, device),)}, random_start(data, architecture(data, *STUDENT))
     process = DistillationProcess(data.split("train"), stores, start, recipe, device=device, live=live)
     process.reset([0], [Context()])

@@ -17,6 +17,7 @@ from kd_gym.tasks.tokens import Tokens
 
 Params = dict[str, Tensor]
 Attention = Literal["fused", "plain"]
+Precision = Literal["float32", "bfloat16"]
 Dropout = Callable[[Tensor, str], Tensor]  # a tensor [N, ...] and the name of its place in the pass
 
 
@@ -60,6 +61,12 @@ class Encoded(NamedTuple):
     word: Tensor
     detail: Detail | None = None
 
+    def to(self, dtype: torch.dtype) -> "Encoded":
+        """The same in this type; `word` stays what it is."""
+        tokens = ("hidden", "attention", "last")
+        detail = self.detail and self.detail._replace(**{name: getattr(self.detail, name).to(dtype) for name in tokens})
+        return Encoded(self.logits.to(dtype), self.cls.to(dtype), self.word, detail)
+
 
 def parameter_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of one student. Key and value stand together as `kv`.
@@ -100,8 +107,8 @@ def parameter_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def _linear(x: Tensor, p: Params, name: str) -> Tensor:
-    """x [N, R, I] through each student's own weight [N, I, O] and bias [N, O] -> [N, R, O]."""
-    return torch.baddbmm(p[f"{name}.bias"].unsqueeze(1), x, p[f"{name}.weight"])
+    """x [N, R, I] through each student's own weight [N, I, O] and bias [N, O] -> [N, R, O], in the type of x."""
+    return torch.baddbmm(p[f"{name}.bias"].to(x.dtype).unsqueeze(1), x, p[f"{name}.weight"].to(x.dtype))
 
 
 def _places(ids: Tensor, students: int, rows: int) -> Tensor:
@@ -139,9 +146,10 @@ def clear_rows(table: Tensor, ids: Tensor) -> None:
 
 
 def _norm(x: Tensor, p: Params, name: str, eps: float) -> Tensor:
-    """Layer norm of x [N, R, H] with each student's own weight and bias."""
+    """Layer norm of x [N, R, H] with each student's own weight and bias, in the type of x."""
     plain = F.layer_norm(x, x.shape[-1:], eps=eps)
-    return torch.addcmul(p[f"{name}.bias"].unsqueeze(1), plain, p[f"{name}.weight"].unsqueeze(1))
+    weight, bias = (p[f"{name}.{part}"].to(x.dtype).unsqueeze(1) for part in ("weight", "bias"))
+    return torch.addcmul(bias, plain, weight)
 
 
 def keep(x: Tensor, place: str) -> Tensor:
@@ -168,6 +176,7 @@ def encode(
     attention: Attention = "plain",
     dropout: Dropout = keep,
     detail: bool = False,
+    precision: Precision = "float32",
 ) -> Encoded:
     """Logits and [CLS] states of N students.
 
@@ -178,18 +187,21 @@ def encode(
         attention: `fused` or `plain`; equal up to rounding. Dropout and detail need `plain`.
         dropout: what drops elements, at the places where BERT does.
         detail: with the states of all tokens.
+        precision: what layers compute in (`float32`: in the type of the parameters, which what comes out has always).
 
     Of the last layer only [CLS] is read without `detail`, so only its query, output and feed-forward are computed.
     """
     n, h, a = len(p["word"]), arch.hidden, arch.heads
     b, t = tokens.ids.shape[-2:]
     word, segment = look_up(p["word"], tokens.ids), look_up(p["segment"], tokens.types)
-    x = word + segment + p["position"][:, None, :t]
+    x = (word + segment + p["position"][:, None, :t]).to(torch.bfloat16 if precision == "bfloat16" else word.dtype)
     x = dropout(_norm(x.view(n, b * t, h), p, "norm", arch.eps), "embeddings")
     allowed = tokens.mask.expand(n, b, t).reshape(n * b, 1, 1, t)
 
+    kind = x.dtype if x.is_cuda else word.dtype  # a CPU's attention is three times as slow in bfloat16
+
     def heads(y: Tensor, count: int) -> Tensor:  # [N, B * count, H] -> [N * B, A, count, D]
-        return y.view(n * b, count, a, h // a).transpose(1, 2)
+        return y.view(n * b, count, a, h // a).transpose(1, 2).to(kind)
 
     def drop_maps(maps: Tensor, place: str) -> Tensor:
         return dropout(maps.view(n, -1, *maps.shape[1:]), place).view(maps.shape)
@@ -207,7 +219,7 @@ def encode(
             drop = functools.partial(drop_maps, place=f"{i}.maps")
             mixed, seen = _attend(heads(q, count), heads(k, t), heads(v, t), allowed, drop)
             maps.append(seen.view(n, b, a, count, t))
-        mixed = mixed.transpose(1, 2).reshape(n, b * count, h)
+        mixed = mixed.transpose(1, 2).reshape(n, b * count, h).to(x.dtype)
         x = _norm(x + dropout(_linear(mixed, p, f"{i}.out"), f"{i}.out"), p, f"{i}.norm1", arch.eps)
         wide = F.gelu(_linear(x, p, f"{i}.up"))
         x = _norm(x + dropout(_linear(wide, p, f"{i}.down"), f"{i}.down"), p, f"{i}.norm2", arch.eps)
@@ -218,10 +230,11 @@ def encode(
     pooled = torch.tanh(_linear(states[-1], p, "pooler"))
     logits = _linear(dropout(pooled, "pooled"), p, "classifier")
     if not detail:
-        return Encoded(logits, cls, word)
+        return Encoded(logits, cls, word).to(word.dtype)
     last = torch.stack([y.view(n, b, t, h) for y in (q, k, v)], dim=1)
     mask = tokens.mask.expand(n, b, t)
-    return Encoded(logits, cls, word, Detail(torch.stack(hidden, 1), torch.stack(maps, 1), last, a, mask))
+    said = Detail(torch.stack(hidden, 1), torch.stack(maps, 1), last, a, mask)
+    return Encoded(logits, cls, word, said).to(word.dtype)
 
 
 def forward_flops(arch: Architecture, batch: int, width: int, detail: bool = False) -> int:

@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.func import functional_call
 
 from kd_gym.backend.checkpoint import load_bert
-from kd_gym.backend.encoder import Architecture, Dropout, Encoded, Params, encode, forward_flops, keep
+from kd_gym.backend.encoder import (
+    Architecture,
+    Dropout,
+    Encoded,
+    Params,
+    Precision,
+    encode,
+    forward_flops,
+    keep,
+)
 from kd_gym.backend.optim import AdamWState, adamw_step, gradient_norms
 from kd_gym.backend.teacher import load_teacher, summary_place, teacher_inputs
 from kd_gym.errors import KDGymError
@@ -24,8 +33,8 @@ class Network(Protocol):
 
     depth: int
 
-    def __call__(self, p: Params, tokens: Tokens, dropout: Dropout, detail: bool) -> Encoded:
-        """What it says of tokens [N, B, T]."""
+    def __call__(self, p: Params, tokens: Tokens, dropout: Dropout, detail: bool, precision: Precision) -> Encoded:
+        """What it says of tokens [N, B, T], in the type of its parameters."""
 
     def flops(self, batch: int, width: int, detail: bool) -> int:
         """Floating point operations of one teacher's forward pass."""
@@ -38,10 +47,10 @@ class BertNetwork:
         self.arch = arch
         self.depth = arch.layers
 
-    def __call__(self, p: Params, tokens: Tokens, dropout: Dropout, detail: bool) -> Encoded:
+    def __call__(self, p: Params, tokens: Tokens, dropout: Dropout, detail: bool, precision: Precision) -> Encoded:
         """What it says of tokens [N, B, T]."""
         plain = detail or dropout is not keep
-        return encode(p, self.arch, tokens, "plain" if plain else "fused", dropout, detail)
+        return encode(p, self.arch, tokens, "plain" if plain else "fused", dropout, detail, precision)
 
     def flops(self, batch: int, width: int, detail: bool) -> int:
         """Floating point operations of one teacher's forward pass."""
@@ -57,7 +66,7 @@ class HubNetwork:
         self.place = summary_place(self.model.config)
         self.depth = int(self.model.config.num_hidden_layers)
 
-    def __call__(self, p: Params, tokens: Tokens, dropout: Dropout, detail: bool) -> Encoded:
+    def __call__(self, p: Params, tokens: Tokens, dropout: Dropout, detail: bool, precision: Precision) -> Encoded:
         """What it says of tokens [1, B, T]."""
         if detail or dropout is not keep or len(tokens.ids) != 1:
             raise KDGymError(
@@ -66,9 +75,11 @@ class HubNetwork:
             )
         inputs = teacher_inputs(Tokens(*(part[0] for part in tokens)), self.vocabulary, self.model.config)
         own = {name: value[0] for name, value in p.items()}
-        said = functional_call(self.model, own, kwargs={**inputs, "output_hidden_states": True})
+        with torch.autocast(tokens.ids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            said = functional_call(self.model, own, kwargs={**inputs, "output_hidden_states": True})
         cls = torch.stack([state[:, self.place] for state in said.hidden_states[1:]])
-        return Encoded(said.logits[None], cls[None], said.hidden_states[0][None])
+        word = said.hidden_states[0][None]
+        return Encoded(said.logits[None], cls[None], word).to(word.dtype)
 
     def flops(self, batch: int, width: int, detail: bool) -> int:
         """Two for each weight and token."""
@@ -122,7 +133,7 @@ class LiveTeacher:
             and its students' heads start at zero too, as in LGTM.
         device: where it lives.
         dtype: of its parameters.
-        mixed: whether its matrix products are taken in bfloat16.
+        precision: what its layers compute in.
     """
 
     def __init__(
@@ -133,11 +144,11 @@ class LiveTeacher:
         untuned: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
-        mixed: bool = False,
+        precision: Precision = "float32",
     ) -> None:
         self.network = network
         self.untuned = untuned
-        self.mixed = mixed
+        self.precision = precision
         self._starts = {name: {k: v.to(device, dtype) for k, v in one.items()} for name, one in starts.items()}
         first = next(iter(self._starts.values()))
         self.params: Params = {
@@ -149,7 +160,9 @@ class LiveTeacher:
     def fork(self, students: int) -> "LiveTeacher":
         """The same for so many other students, at the start."""
         first = next(iter(self.params.values()))
-        return LiveTeacher(self.network, self._starts, students, self.untuned, first.device, first.dtype, self.mixed)
+        return LiveTeacher(
+            self.network, self._starts, students, self.untuned, first.device, first.dtype, self.precision
+        )
 
     @property
     def depth(self) -> int:
@@ -179,13 +192,7 @@ class LiveTeacher:
         """What the teachers of these students (all by default) say of their tokens [n, B, T]."""
         everyone = slots is None or slots == list(range(len(self.adam.step)))
         own = self.params if everyone else {name: value[slots] for name, value in self.params.items()}
-        with torch.autocast(tokens.ids.device.type, torch.bfloat16, enabled=self.mixed):
-            said = self.network(own, tokens, dropout, detail)
-        kind = next(iter(own.values())).dtype
-        more = said.detail and said.detail._replace(
-            **{name: getattr(said.detail, name).to(kind) for name in ("hidden", "attention", "last")}
-        )
-        return Encoded(said.logits.to(kind), said.cls.to(kind), said.word, more)
+        return self.network(own, tokens, dropout, detail, self.precision)
 
     def step(self, gradients: Params, rate: float, decay: float = 0.0, clip: float = torch.inf) -> None:
         """One AdamW step of all teachers; parameters without a gradient stay as they are."""

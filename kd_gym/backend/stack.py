@@ -185,7 +185,7 @@ class StudentStack:
         `plain` attention has second derivatives and derivatives in forward mode, and is taken where fused would not do.
         """
         attention = "plain" if plain or self.detail or dropout is not keep else self.recipe.attention
-        return encode(params, self.init.arch, tokens, attention, dropout, self.detail)
+        return encode(params, self.init.arch, tokens, attention, dropout, self.detail, self.recipe.precision)
 
     def _teach(self, slots: Sequence[int], rows: Tensor, tokens: Tokens, widths: list[int]) -> list[TeacherBatch]:
         """What the teachers of these students say of their rows, looked up or, where they live, asked."""

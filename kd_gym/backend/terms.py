@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kd_gym.backend.encoder import Attention, Encoded
+from kd_gym.backend.encoder import Attention, Encoded, Precision
 from kd_gym.backend.knowledge import TeacherBatch, joined
 from kd_gym.backend.sampling import Selection
 
@@ -22,6 +22,8 @@ class Recipe:
         knowledge: the names of the knowledge types, in the order of the control.
         horizon: updates of one episode; the learning rate warms up over a tenth of it and falls to 0 at its end.
         scale_batches: how many batches after reset measure the losses' scales.
+        precision: what students' layers compute in while they learn; parameters, losses, the optimiser and all
+            evaluations are in float32.
     """
 
     knowledge: tuple[str, ...] = ("hard", "response", "feature", "relation")
@@ -34,6 +36,7 @@ class Recipe:
     scale_batches: int = 4
     data_key: int = 0
     attention: Attention = "fused"
+    precision: Precision = "float32"
 
 
 PARTS = ("student", "evaluation", "teacher", "controller")  # where time goes

@@ -102,8 +102,8 @@ class JointControlEnv(DistillationEnv):
 
     ## Arguments
     `action`, `teachers`, and those of every env: `observation`, `reward`, `reward_every`, `context`, `rows`,
-    `knowledge`, `tau`, `scales`, `student`, `learning_rate`, `horizon`, `data`, `device`, `backend`, `render_mode`
-    (docs/environments.md).
+    `knowledge`, `tau`, `scales`, `student`, `learning_rate`, `horizon`, `precision`, `data`, `device`, `backend`,
+    `render_mode` (docs/environments.md).
 
     ## Version history
     v0: first release.

@@ -89,9 +89,9 @@ class KnowledgeSelectEnv(DistillationEnv):
     ## Arguments
     `action`, `observation` (`vector`, `cls`), `reward`, `reward_every`, `context` (`default`, `train`, `held-out`,
     or one by name), `teachers` (a file of one's own), `teacher` (`stored`, `live`, `untuned`), `rows` (`train`,
-    `train+reward`), `knowledge`, `tau`, `scales`, `student`, `learning_rate`, `horizon`, `data` (`auto`, `hub`,
-    `embedded`, a path), `device` (`auto`, `cpu`, `cuda`), `backend` (`full`; `tiny` for tests), `render_mode`
-    (`ansi`, `rgb_array`). docs/environments.md says more.
+    `train+reward`), `knowledge`, `tau`, `scales`, `student`, `learning_rate`, `horizon`, `precision` (`float32`,
+    `bfloat16`), `data` (`auto`, `hub`, `embedded`, a path), `device` (`auto`, `cpu`, `cuda`), `backend` (`full`; `tiny`
+    for tests), `render_mode` (`ansi`, `rgb_array`). docs/environments.md says more.
 
     ## Version history
     v0: first release.

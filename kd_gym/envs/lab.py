@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from kd_gym.backend.checkpoint import StudentInit
-from kd_gym.backend.encoder import Params
+from kd_gym.backend.encoder import Params, Precision
 from kd_gym.backend.live import LiveTeacher, Network, TeacherKind, open_teacher
 from kd_gym.backend.process import PROCESS_VERSION, DistillationProcess
 from kd_gym.backend.store import JoinedStore, Store, TeacherStore, teacher_store
@@ -74,6 +74,12 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise KDGymError("no CUDA device here; use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _check_precision(recipe: EnvRecipe, device: torch.device) -> None:
+    if recipe.process.precision == "bfloat16" and not fast_bfloat16(device):
+        what = "this CPU has no AVX512-BF16 or AMX" if device.type == "cpu" else "this CUDA device lacks it"
+        raise KDGymError(f"bfloat16 would be no faster than float32 here: {what}; leave precision at float32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +185,9 @@ class Lab:
         opened = {name: teachers[0].live(untuned) for name, teachers in members.items()}
         network = next(iter(opened.values()))[0]
         starts = {name: start for name, (_, start) in opened.items()}
-        mixed = self.teacher.folder is not None and fast_bfloat16(self.device)  # about twice as fast
-        return LiveTeacher(network, starts, students, untuned, self.device, mixed=mixed)
+        fast = self.teacher.folder is not None and fast_bfloat16(self.device)  # about twice as fast
+        precision: Precision = "bfloat16" if fast else "float32"
+        return LiveTeacher(network, starts, students, untuned, self.device, precision=precision)
 
 
 def _pretended(spec: TeacherSpec, data: TaskData) -> Teacher:
@@ -201,6 +208,7 @@ def open_lab(recipe: EnvRecipe, data: str = "auto", device: str = "auto", backen
         backend: `tiny` has tiny random models and generated text, for tests: no file is read or written.
     """
     target = resolve_device(device)
+    _check_precision(recipe, target)
     if backend == "tiny":
         found = tiny_data(recipe.task)
         return Lab(

@@ -5,9 +5,9 @@ import math
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from kd_gym.backend.encoder import Architecture
+from kd_gym.backend.encoder import Architecture, Precision
 from kd_gym.backend.knowledge import KNOWLEDGE
 from kd_gym.backend.sampling import MEASURES
 from kd_gym.backend.teacher import MINILM, TeacherSpec
@@ -36,6 +36,7 @@ class Origin:
         learning_rate: the student's, in place of the id's own.
         horizon: updates of an episode in place of the id's own, in as many decisions.
         scales: whether losses are measured at the start and scaled to an equal pull; without, weights are as given.
+        precision: what students' layers compute in while they learn, `float32` or `bfloat16`.
     """
 
     task: str | None = None
@@ -48,6 +49,7 @@ class Origin:
     student: str | None = None
     learning_rate: float | None = None
     horizon: int | None = None
+    precision: Precision = "float32"
 
     def applied(self, recipe: "EnvRecipe") -> "EnvRecipe":
         """The recipe with what this says otherwise.
@@ -89,6 +91,9 @@ class Origin:
             if not 0 < self.learning_rate < math.inf:
                 raise KDGymError(f"learning_rate must be positive, not {self.learning_rate}")
             recipe = replace(recipe, learning_rate=float(self.learning_rate))
+        if self.precision not in get_args(Precision):
+            raise KDGymError(f"unknown precision {self.precision!r}: {' or '.join(get_args(Precision))}")
+        recipe = replace(recipe, precision=self.precision)
         return recipe if self.scales else replace(recipe, scale_batches=0)
 
 

@@ -197,7 +197,8 @@ class SamplePriorityEnv(DistillationEnv):
     ## Arguments
     `granularity`, `select`, `pool` (P; twice the batch by default), `correct`, `teachers`, `teacher`, and those of
     every env: `observation`, `reward`, `reward_every`, `context`, `rows`, `knowledge`, `tau`, `scales`,
-    `student`, `learning_rate`, `horizon`, `data`, `device`, `backend`, `render_mode` (docs/environments.md).
+    `student`, `learning_rate`, `horizon`, `precision`, `data`, `device`, `backend`, `render_mode`
+    (docs/environments.md).
 
     ## Version history
     v0: first release.

@@ -170,8 +170,8 @@ class TeacherWeightEnv(DistillationEnv):
 
     ## Arguments
     `granularity`, `action`, `teachers`, and those of every env: `observation`, `reward`, `reward_every`, `context`,
-    `rows`, `knowledge`, `tau`, `scales`, `student`, `learning_rate`, `horizon`, `data`, `device`, `backend`,
-    `render_mode` (docs/environments.md).
+    `rows`, `knowledge`, `tau`, `scales`, `student`, `learning_rate`, `horizon`, `precision`, `data`, `device`,
+    `backend`, `render_mode` (docs/environments.md).
 
     ## Version history
     v0: first release.
