@@ -1,5 +1,6 @@
 """Teachers in the loop: any architecture as a function of its parameters, equal to what a store says of it."""
 
+import time
 from dataclasses import replace
 
 import gymnasium as gym
@@ -126,6 +127,36 @@ def test_what_a_live_teacher_costs_is_counted_as_the_teachers(make_process):
     assert live.cost.student[0] == stored.cost.student[0]
     assert live.cost.seconds["teacher"] > 0
     assert live.cost.flops[0] == live.cost.student[0] + live.cost.evaluation[0] + live.cost.teacher[0]
+
+
+def test_every_second_is_counted_once_whoever_calls_whom(make_process, monkeypatch):
+    ask = LiveTeacher.__call__
+
+    def slow(self, *args, **kwargs):
+        time.sleep(0.05)
+        return ask(self, *args, **kwargs)
+
+    def hook(process, control):
+        time.sleep(0.05)
+        process.evaluate(batches)
+        return control
+
+    monkeypatch.setattr(LiveTeacher, "__call__", slow)
+    batches = tiny_data("SST2").split("reward").batches(16)
+    process = make_process(live=True)
+    begin = time.perf_counter()
+    process.reset([1], [Context()])
+    assert process.cost.seconds["student"] > 0
+    process.hook = hook
+    process.peek()
+    process.advance(Control(torch.full((1, 4), 0.25)), 2)
+    process.review()
+    whole, spent = time.perf_counter() - begin, process.cost.seconds
+    asked = process.recipe.scale_batches + 4
+    assert spent["teacher"] >= asked * 0.05
+    assert 0.1 <= spent["controller"] < 0.2
+    assert 0 < spent["student"] < whole - asked * 0.05 - 0.1
+    assert 0.9 * whole < sum(spent.values()) <= whole
 
 
 @pytest.mark.parametrize(

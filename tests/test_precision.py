@@ -1,5 +1,7 @@
 """Students whose layers compute in bfloat16 while they learn."""
 
+from types import SimpleNamespace
+
 import gymnasium as gym
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from kd_gym import KDGymError
 from kd_gym.agents.protocol import AGENTS, Controller, agent_class
 from kd_gym.backend.state import Context
+from kd_gym.backend.teacher import fast_bfloat16
 from kd_gym.backend.terms import Control
 from kd_gym.backend.tiny import tiny_data
 from kd_gym.envs import lab
@@ -95,6 +98,15 @@ def test_a_device_that_lacks_it_is_told_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(lab, "fast_bfloat16", lambda device: False)
     with pytest.raises(KDGymError, match=r"bfloat16 would be no faster .* no AVX512-BF16 or AMX; leave precision at"):
         gym.make("KnowledgeSelect-SST2-v0", device="cpu", data="no such folder", **HALF)
+
+
+@pytest.mark.parametrize("generation", [7, 8])
+def test_a_gpu_that_emulates_it_is_not_fast(monkeypatch, generation):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=generation))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert fast_bfloat16(torch.device("cuda")) == (generation >= 8)
 
 
 def test_an_unknown_precision_is_one_clear_line():

@@ -197,7 +197,7 @@ def shares(agent: str, students: int, like: EnvSpec) -> dict[str, float]:
         whole = time.perf_counter() - begin
     found = {part: seconds - before[part] for part, seconds in process.cost.seconds.items()}
     told = {
-        "student": found["student"],
+        "student": found["student"] - starts.total(),
         "starts": starts.total(),
         "evaluation": found["evaluation"],
         "policy": whole - outside.total(),

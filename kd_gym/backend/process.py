@@ -1,7 +1,6 @@
 """The distillation process: N students in lockstep under the control of somebody else."""
 
 import itertools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -74,7 +73,8 @@ class DistillationProcess(StudentStack):
     def reset(self, seeds: Sequence[int], contexts: Sequence[Context], slots: Sequence[int] | None = None) -> None:
         """As in `StudentStack`; what was seen of coming batches is forgotten, and the hook is taken off."""
         self.hook = None
-        super().reset(seeds, contexts, slots)
+        with self.cost.timed("student"):
+            super().reset(seeds, contexts, slots)
         self._forget(slots)
 
     def restore(self, state: State, slots: Sequence[int] | None = None) -> None:
@@ -142,26 +142,22 @@ class DistillationProcess(StudentStack):
 
         A student whose loss or gradient is not finite is marked in `failed` [N] and stays as it was before.
         """
-        begin, others = time.perf_counter(), self.cost.seconds.copy()
         weights = self.weights(control)
 
         def train(part: Part) -> Trace:
             return _mean([self._train(part, control, weights) for _ in range(updates)])
 
-        trace = Trace(*(torch.cat(column) for column in zip(*in_threads(train, self._apart()), strict=True)))
+        with self.cost.timed("student"):
+            traces = in_threads(train, self._apart())
         self._ahead = {}
-        spent = self.cost.seconds
-        others_spent = sum(spent[part] - others[part] for part in ("teacher", "controller"))
-        spent["student"] += time.perf_counter() - begin - others_spent
-        return trace
+        return Trace(*(torch.cat(column) for column in zip(*traces, strict=True)))
 
     def _train(self, part: Part, control: Control, weights: Tensor) -> Trace:
         """One update of a part's students under a control, which a hook may change; `weights` are the control's."""
         if self.hook is not None:
-            begin = time.perf_counter()
-            control = self.hook(self, control)
-            weights = self.weights(control)
-            self.cost.seconds["controller"] += time.perf_counter() - begin
+            with self.cost.timed("controller"):
+                control = self.hook(self, control)
+                weights = self.weights(control)
         weights = weights[part.slots.start : part.slots.stop]
         drawn = None
         if control.selection is not None:
@@ -191,7 +187,7 @@ class DistillationProcess(StudentStack):
 
         The coming update takes over the pass over its batch, so that it costs nothing more; one over a pool does.
         """
-        begin, parts = time.perf_counter(), self._apart()
+        parts = self._apart()
 
         def ahead(part: Part) -> Forward:
             return self._ahead.get(part.slots) or self._forward(part.params, part.slots)
@@ -201,7 +197,8 @@ class DistillationProcess(StudentStack):
             return self._forward(part.params, part.slots, drawn=self._rows(part.slots, count=pool))
 
         before = self.cost.teacher.copy()
-        passes = in_threads(ahead if pool is None else candidates, parts)
+        with self.cost.timed("student"):
+            passes = in_threads(ahead if pool is None else candidates, parts)
         flops = np.concatenate([one.flops for one in passes])
         if pool is not None:
             fresh = (self._looked != self.update).numpy()
@@ -212,26 +209,24 @@ class DistillationProcess(StudentStack):
             self.cost.student += flops
         else:
             self._ahead = {part.slots: one for part, one in zip(parts, passes, strict=True)}
-        self.cost.seconds["student"] += time.perf_counter() - begin
         return Seen.of(passes)
 
     def review(self) -> tuple[Tensor, Tensor]:
         """On the batch of the last update, after it: cross-entropy with the labels, and tau^2 KL of the students from
         the mean of all teachers' soft targets, each [N].
         """
-        begin, tau = time.perf_counter(), self.recipe.tau
 
         @torch.no_grad()
         def again(part: Part) -> Forward:
             return self._forward(part.params, part.slots, -1)
 
-        passes = in_threads(again, self._apart())
-        seen = Seen.of(passes)
+        with self.cost.timed("student"):
+            passes = in_threads(again, self._apart())
+        self.cost.student += np.concatenate([one.flops for one in passes])
+        seen, tau = Seen.of(passes), self.recipe.tau
         log_p = (seen.logits / tau).log_softmax(-1)
         mean = torch.stack([(teacher.logits / tau).softmax(-1) for teacher in seen.teachers]).mean(0)
         soft = tau**2 * (mean * (mean.clamp_min(1e-9).log() - log_p)).sum(-1).mean(-1)
-        self.cost.student += np.concatenate([one.flops for one in passes])
-        self.cost.seconds["student"] += time.perf_counter() - begin
         chosen = seen.logits.log_softmax(-1).gather(-1, seen.labels.unsqueeze(-1))
         return -chosen.mean((1, 2)), soft
 
@@ -243,22 +238,21 @@ class DistillationProcess(StudentStack):
 
         The cost goes to the students that are `charged` [N] (all by default): those that asked for it.
         """
-        begin = time.perf_counter()
 
         @torch.no_grad()
         def look(part: Part) -> Tensor:  # logits [n, rows, C]
             encoded = [encode(part.params, self.init.arch, tokens, self.recipe.attention) for tokens, _ in batches]
             return torch.cat([each.logits for each in encoded], 1)
 
-        logits = torch.cat(in_threads(look, self._apart()))
-        labels = torch.cat([target for _, target in batches])
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(self.students), reduction="none")
-        predicted = logits.argmax(-1)
-        right = (predicted == labels).float().mean(1)
         flops = sum(forward_flops(self.init.arch, *tokens.ids.shape[-2:]) for tokens, _ in batches)
         self.cost.evaluation += flops if charged is None else charged * flops
-        self.cost.seconds["evaluation"] += time.perf_counter() - begin
-        return Evaluation(loss.view(self.students, -1).mean(1).float().cpu(), right.cpu(), predicted.cpu())
+        with self.cost.timed("evaluation"):
+            logits = torch.cat(in_threads(look, self._apart()))
+            labels = torch.cat([target for _, target in batches])
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(self.students), reduction="none")
+            predicted = logits.argmax(-1)
+            right = (predicted == labels).float().mean(1)
+            return Evaluation(loss.view(self.students, -1).mean(1).float().cpu(), right.cpu(), predicted.cpu())
 
     def fork(self, slots: Sequence[int] | None = None) -> "DistillationProcess":
         """A new process that holds copies of these students (all by default; one may be named several times).

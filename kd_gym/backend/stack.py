@@ -1,7 +1,6 @@
 """A stack of students in lockstep, and what they and their teachers make of a batch."""
 
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -191,11 +190,9 @@ class StudentStack:
         """What the teachers of these students say of their rows, looked up or, where they live, asked."""
         if self.live is None:
             return self.lessons.teach(slots, rows)
-        begin = time.perf_counter()
-        with torch.no_grad():
+        with torch.no_grad(), self.cost.timed("teacher"):
             said = self.live(tokens, list(slots), detail=self.detail)
         self.cost.teacher[list(slots)] += [self.live.network.flops(rows.shape[-1], w, self.detail) for w in widths]
-        self.cost.seconds["teacher"] += time.perf_counter() - begin
         return [self.lessons.matched(said)]
 
     def coming(self, pool: int | None = None) -> tuple[Tokens, Tensor]:

@@ -148,7 +148,7 @@ def _labels(spec: TeacherSpec, train: TokenSplit, classes: int) -> Tensor:
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 here."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))  # older GPUs only pretend
     if not hasattr(torch.cpu, "get_capabilities"):  # newer than the oldest torch that is supported
         return False
     able = torch.cpu.get_capabilities()

@@ -1,6 +1,8 @@
 """The words that a distillation process is spoken to in: recipe, control, and what it answers."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -126,6 +128,16 @@ class Cost:
     def zeros(cls, students: int) -> "Cost":
         """Nothing spent."""
         return cls(*(np.zeros(students, np.int64) for _ in range(3)))  # type: ignore[arg-type]
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count what is done inside as this part's seconds, but for those that other parts count meanwhile."""
+        begin, counted = time.perf_counter(), sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            others = sum(self.seconds.values()) - counted
+            self.seconds[part] += time.perf_counter() - begin - others
 
     @property
     def parts(self) -> tuple[NDArray[np.int64], ...]:
