@@ -49,6 +49,19 @@ def test_a_live_teacher_says_what_the_store_says(opened):
     assert teacher.depth == store.layers
 
 
+def test_any_live_teacher_can_compute_in_bfloat16(opened):
+    _, data, _, teacher = opened
+    tokens = data.split("report").batch(torch.arange(20)[None])
+    exact = teacher(tokens)
+    teacher.precision = "bfloat16"
+    half = teacher(tokens)
+    for name in ("logits", "cls"):
+        wanted, found = getattr(exact, name), getattr(half, name)
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, wanted)
+        assert float((found - wanted).norm() / wanted.norm()) < 0.03
+
+
 def test_any_live_teacher_can_be_trained(opened):
     kind, data, folder, teacher = opened
     split = data.split("reward")
@@ -154,7 +167,7 @@ def test_every_second_is_counted_once_whoever_calls_whom(make_process, monkeypat
     whole, spent = time.perf_counter() - begin, process.cost.seconds
     asked = process.recipe.scale_batches + 4
     assert spent["teacher"] >= asked * 0.05
-    assert 0.1 <= spent["controller"] < 0.2
+    assert spent["controller"] >= 0.1
     assert 0 < spent["student"] < whole - asked * 0.05 - 0.1
     assert 0.9 * whole < sum(spent.values()) <= whole
 

@@ -78,8 +78,8 @@ class HubNetwork:
         with torch.autocast(tokens.ids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             said = functional_call(self.model, own, kwargs={**inputs, "output_hidden_states": True})
         cls = torch.stack([state[:, self.place] for state in said.hidden_states[1:]])
-        word = said.hidden_states[0][None]
-        return Encoded(said.logits[None], cls[None], word).to(word.dtype)
+        whole = Encoded(said.logits[None], cls[None], said.hidden_states[0][None])
+        return whole.to(next(iter(own.values())).dtype)  # an embedding that ends in a product is in bfloat16 itself
 
     def flops(self, batch: int, width: int, detail: bool) -> int:
         """Two for each weight and token."""
